@@ -1,0 +1,67 @@
+//! Giving chains back: the only writer of status bytes and used rings.
+//!
+//! Everything a front end, a guest or a successor after SIGKILL may conclude from memory follows
+//! from the order of the stores below, for a whole batch at once.
+
+use crate::inflight::Inflight;
+use crate::memory::{OutOfRegion, SharedMemory};
+use crate::request::Request;
+use crate::slots::{Fifo, Slots};
+use crate::virtqueue::SplitRing;
+
+/// Gives the chains of all `done` requests back, in their order, and says whether the driver
+/// wants to hear of it.
+///
+/// # Errors
+/// When a ring or the inflight region is no longer mapped; the queue is broken then.
+//= spec/virtqueue.md#VQ-11
+//= spec/blk.md#BLK-15
+pub(crate) fn publish(
+    mem: &impl SharedMemory,
+    ring: &mut SplitRing,
+    inflight: &mut Option<Inflight>,
+    requests: &Slots<'_, Request, 1>,
+    done: &Fifo<0>,
+) -> Result<bool, OutOfRegion> {
+    let mut count = 0;
+    let mut at = done.first();
+    while let Some(index) = at {
+        let request = &requests[index];
+        // 1. The status byte, into memory that the request holds.
+        let status_at = request.status_at;
+        if status_at.len != 0 {
+            mem.write(status_at.region(), status_at.offset, &(request.status as u8))?;
+        }
+        // 2. Its link in the batch's list.
+        if let Some(inflight) = inflight {
+            inflight.link(mem, request.token)?;
+        }
+        // 3. Its used entry, which nobody looks at before the index moves.
+        ring.write_used(mem, count, request.token, request.used_len())?;
+        count += 1;
+        at = done.after(requests, index);
+    }
+    // 4. The batch's list is whole before the index that it explains.
+    if let Some(inflight) = inflight {
+        inflight.close_batch(mem)?;
+    }
+    // 5. The used index: from here on the driver has its chains back.
+    ring.publish(mem, count)?;
+    // 6. The marks, and the heads may come again.
+    let mut at = done.first();
+    while let Some(index) = at {
+        let token = requests[index].token;
+        if let Some(inflight) = inflight {
+            inflight.clear(mem, token)?;
+        }
+        ring.forget(token);
+        at = done.after(requests, index);
+    }
+    // 7. The region agrees with the ring.
+    if let Some(inflight) = inflight {
+        inflight.settle(mem, ring.next_used())?;
+    }
+    // The index is visible before the driver's wish is read, or both sides could sleep.
+    mem.full_fence();
+    ring.wants_notify(mem, count)
+}

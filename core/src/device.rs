@@ -1,0 +1,479 @@
+//! What vhost-user messages mean: negotiation, memory and rings of one device.
+//!
+//! A control event is a message without its file descriptors. Everything is checked here, in
+//! any order a front end may send it; what touches queues is returned as a [`Step`] for the
+//! shard to carry out.
+
+use bitflags::bitflags;
+
+use crate::blk::Limits;
+use crate::blk::config::{BlkConfig, BlkFeatures};
+use crate::image::{ImageConfig, ImageId};
+use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
+use crate::memory::{MapFault, MemoryMap, Region, RegionId, find_user};
+use crate::time::Instant;
+use crate::virtqueue::Rings;
+use crate::virtqueue::layout::{avail_ring_bytes, desc_table_bytes, used_ring_bytes};
+
+/// A device's place in its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct DeviceId(pub u32);
+
+/// A queue by its device and the number the front end gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct QueueId {
+    /// The device.
+    pub device: DeviceId,
+    /// The queue of it, from 0.
+    pub index: u16,
+}
+
+/// What the shell says of a device when it brings one in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// The image it shows.
+    pub image: ImageId,
+    /// The serial that `GET_ID` returns, padded with zeroes.
+    pub serial: [u8; crate::blk::request::ID_BYTES],
+    /// Queues it has, up to `limits::QUEUES_PER_DEVICE_MAX`.
+    pub queues: u16,
+}
+
+bitflags! {
+    /// vhost-user protocol features that are implemented; no other bit is ever offered, because
+    /// front ends acknowledge whatever they have heard of.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct ProtocolFeatures: u64 {
+        /// Several queues.
+        const MQ = 1 << 0;
+        /// Messages may ask for an acknowledgement.
+        const REPLY_ACK = 1 << 3;
+        /// The configuration space is read by message.
+        const CONFIG = 1 << 9;
+        /// Memory regions come and go one by one.
+        const CONFIGURE_MEM_SLOTS = 1 << 15;
+    }
+}
+
+/// A list of memory regions as one message carries it.
+pub type RegionList = heapless::Vec<Region, REGIONS_LIVE_MAX>;
+
+/// Ring addresses in the front end's user address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RingAddresses {
+    /// Descriptor table.
+    pub desc: u64,
+    /// Available ring.
+    pub avail: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
+/// A vhost-user message, file descriptors left behind in the shell. `index` is a queue's number
+/// as the message has it, unchecked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of the messages")]
+#[expect(clippy::large_enum_variant, reason = "a message is rare, and there is no box")]
+pub enum ControlEvent {
+    SetOwner,
+    ResetOwner,
+    GetFeatures,
+    SetFeatures(u64),
+    GetProtocolFeatures,
+    SetProtocolFeatures(u64),
+    GetQueueNum,
+    GetMaxMemSlots,
+    SetMemTable(RegionList),
+    AddMemRegion(Region),
+    RemoveMemRegion {
+        guest: u64,
+        user: u64,
+        size: u64,
+    },
+    GetConfig {
+        offset: u32,
+        size: u32,
+    },
+    SetConfig {
+        offset: u32,
+        size: u32,
+    },
+    SetVringNum {
+        index: u32,
+        size: u32,
+    },
+    SetVringBase {
+        index: u32,
+        base: u32,
+    },
+    SetVringAddr {
+        index: u32,
+        addresses: RingAddresses,
+    },
+    SetVringKick {
+        index: u32,
+    },
+    SetVringCall {
+        index: u32,
+    },
+    SetVringErr {
+        index: u32,
+    },
+    SetVringEnable {
+        index: u32,
+        enable: bool,
+    },
+    GetVringBase {
+        index: u32,
+    },
+    /// An inflight region, mapped by the shell: areas for `queues` queues of `size` entries.
+    SetInflight {
+        region: RegionId,
+        offset: u64,
+        queues: u16,
+        size: u16,
+    },
+}
+
+/// The answer to a control event. Each event gets exactly one, `Deferred` not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlReply {
+    /// Done, nothing to say.
+    Done,
+    /// A number.
+    Value(u64),
+    /// The configuration space.
+    Config(BlkConfig),
+    /// The answer comes when the queue has drained.
+    Deferred,
+    /// Where a stopped queue stands.
+    VringBase {
+        /// The queue.
+        index: u16,
+        /// Its next available index.
+        base: u16,
+    },
+    /// Refused.
+    Refused(ControlFault),
+}
+
+/// Why a message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum ControlFault {
+    /// A second owner, or a message that needs an owner before there was one.
+    Owner,
+    /// Feature bits that were never offered.
+    NotOffered,
+    /// Features, size, base or addresses of a queue that is running.
+    Running,
+    /// No such queue.
+    QueueIndex,
+    /// A queue size of 0, over the maximum, or no power of two.
+    QueueSize,
+    /// A base that is not a 16-bit index.
+    QueueBase,
+    /// Addresses before a size, or a start before addresses.
+    Order,
+    /// Ring addresses that are misaligned.
+    Alignment,
+    /// Ring addresses outside shared memory: the front end has to share its guest's memory.
+    RingNotShared,
+    /// The shard has no room for another queue.
+    QueuePool,
+    /// A memory table that is refused.
+    Memory(MapFault),
+    /// A region that holds a running ring.
+    RegionInUse,
+    /// A part of the configuration space that does not exist or cannot be written.
+    Config,
+    /// A message while the last front end has not gone.
+    Leaving,
+    /// A message while another's answer is still due.
+    Busy,
+    /// An inflight region that does not fit.
+    Inflight,
+}
+
+impl ControlFault {
+    /// Whether the connection cannot go on. The other faults leave everything as it was, and
+    /// the front end may go on if it hears of them.
+    //= spec/lifecycle.md#LIF-3
+    #[must_use]
+    pub const fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::NotOffered | Self::Running | Self::Leaving | Self::Busy | Self::QueueIndex
+        )
+    }
+}
+
+/// No queue of the pool.
+pub(crate) const NO_QUEUE: u32 = u32::MAX;
+
+/// What a device knows of a queue whether or not the queue has a place in the pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vring {
+    pub(crate) queue: u32,
+    pub(crate) base: u16,
+    pub(crate) enabled: bool,
+}
+
+impl Vring {
+    pub(crate) const fn has_queue(&self) -> bool {
+        self.queue != NO_QUEUE
+    }
+}
+
+/// Whether a front end is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// A front end may come.
+    Open,
+    /// The last one has gone, its requests have not.
+    Leaving,
+}
+
+/// What is left for the shard to do for a message that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Answer(ControlReply),
+    SetSize { index: u16, size: u16 },
+    SetBase { index: u16, base: u16 },
+    SetAddresses { index: u16, addresses: RingAddresses },
+    Start { index: u16 },
+    Notify { index: u16 },
+    Enable { index: u16, enable: bool },
+    Stop { index: u16 },
+    ReplaceTable,
+    RemoveRegion { guest: u64, user: u64, size: u64 },
+    SetInflight(InflightArea),
+}
+
+/// The inflight region of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InflightArea {
+    pub(crate) region: RegionId,
+    pub(crate) offset: u64,
+    pub(crate) queues: u16,
+    pub(crate) size: u16,
+}
+
+/// A device of a shard.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) config: DeviceConfig,
+    pub(crate) phase: Phase,
+    pub(crate) map: MemoryMap,
+    pub(crate) vrings: [Vring; QUEUES_PER_DEVICE_MAX as usize],
+    pub(crate) limits: Limits,
+    pub(crate) inflight: Option<InflightArea>,
+    /// Requests that have been taken and not given back.
+    pub(crate) live: u32,
+    /// Queues that run; while there are any, features are frozen.
+    pub(crate) running: u32,
+    /// The queue whose base has been asked for, and since when.
+    pub(crate) draining: Option<(u16, Instant)>,
+    pub(crate) reply: Option<ControlReply>,
+    /// Broken queues that the shell has not been told of.
+    pub(crate) broken: u32,
+    /// Whether the shell has to close the connection.
+    pub(crate) evict: bool,
+    /// Whether the shell has to hear that a new front end may come.
+    pub(crate) left: bool,
+    /// Whether it stands in the list of devices with effects.
+    pub(crate) listed: bool,
+    owner: bool,
+    protocol: ProtocolFeatures,
+}
+
+impl Device {
+    pub(crate) fn new(config: DeviceConfig, image: &ImageConfig) -> Self {
+        Self {
+            config,
+            phase: Phase::Open,
+            map: MemoryMap::new(),
+            vrings: [Vring { queue: NO_QUEUE, base: 0, enabled: false };
+                QUEUES_PER_DEVICE_MAX as usize],
+            limits: image.limits(BlkFeatures::empty()),
+            inflight: None,
+            live: 0,
+            running: 0,
+            draining: None,
+            reply: None,
+            broken: 0,
+            evict: false,
+            left: false,
+            listed: false,
+            owner: false,
+            protocol: ProtocolFeatures::empty(),
+        }
+    }
+
+    /// The negotiated features.
+    #[must_use]
+    pub const fn features(&self) -> BlkFeatures {
+        self.limits.features
+    }
+
+    /// The negotiated protocol features.
+    #[must_use]
+    pub const fn protocol_features(&self) -> ProtocolFeatures {
+        self.protocol
+    }
+
+    /// Whether no front end has said anything yet.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.phase == Phase::Open
+            && !self.owner
+            && self.live == 0
+            && self.map.regions().len() == 0
+            && self.features().is_empty()
+            && self.protocol.is_empty()
+            && self.inflight.is_none()
+            && self.vrings.iter().all(|vring| !vring.has_queue() && !vring.enabled)
+    }
+
+    /// Forgets the front end.
+    pub(crate) fn reset(&mut self) {
+        self.phase = Phase::Open;
+        self.vrings.fill(Vring { queue: NO_QUEUE, base: 0, enabled: false });
+        self.limits.features = BlkFeatures::empty();
+        self.inflight = None;
+        self.draining = None;
+        self.owner = false;
+        self.protocol = ProtocolFeatures::empty();
+        self.evict = false;
+    }
+
+    /// Checks a message and takes in what concerns the device alone.
+    //= spec/lifecycle.md#LIF-1
+    //= spec/lifecycle.md#LIF-2
+    pub(crate) fn control(
+        &mut self,
+        image: &ImageConfig,
+        event: &ControlEvent,
+    ) -> Result<Step, ControlFault> {
+        use ControlEvent as E;
+        if self.phase == Phase::Leaving {
+            return Err(ControlFault::Leaving);
+        }
+        if self.draining.is_some() {
+            return Err(ControlFault::Busy);
+        }
+        let answer = |reply| Ok(Step::Answer(reply));
+        match *event {
+            E::GetFeatures => answer(ControlReply::Value(BlkFeatures::offered(image).bits())),
+            E::SetFeatures(bits) => self.set_features(image, bits),
+            E::GetProtocolFeatures => answer(ControlReply::Value(ProtocolFeatures::all().bits())),
+            E::SetProtocolFeatures(bits) => {
+                self.protocol =
+                    ProtocolFeatures::from_bits(bits).ok_or(ControlFault::NotOffered)?;
+                answer(ControlReply::Done)
+            }
+            E::GetQueueNum => answer(ControlReply::Value(self.config.queues.into())),
+            E::GetMaxMemSlots => answer(ControlReply::Value(REGIONS_LIVE_MAX as u64)),
+            E::GetConfig { .. } => answer(ControlReply::Config(BlkConfig::new(image))),
+            E::SetConfig { .. } => Err(ControlFault::Config),
+            E::ResetOwner => answer(ControlReply::Done),
+            E::SetOwner if self.owner => Err(ControlFault::Owner),
+            E::SetOwner => {
+                self.owner = true;
+                answer(ControlReply::Done)
+            }
+            _ if !self.owner => Err(ControlFault::Owner),
+            E::SetMemTable(_) => Ok(Step::ReplaceTable),
+            E::AddMemRegion(region) => {
+                self.map.add(region).map_err(ControlFault::Memory)?;
+                answer(ControlReply::Done)
+            }
+            E::RemoveMemRegion { guest, user, size } => {
+                Ok(Step::RemoveRegion { guest, user, size })
+            }
+            E::SetVringNum { index, size } => {
+                let index = self.index(index)?;
+                let size = u16::try_from(size).map_err(|_| ControlFault::QueueSize)?;
+                if !size.is_power_of_two() || size > QUEUE_SIZE_MAX {
+                    return Err(ControlFault::QueueSize);
+                }
+                Ok(Step::SetSize { index, size })
+            }
+            E::SetVringBase { index, base } => {
+                let index = self.index(index)?;
+                let base = u16::try_from(base).map_err(|_| ControlFault::QueueBase)?;
+                Ok(Step::SetBase { index, base })
+            }
+            E::SetVringAddr { index, addresses } => {
+                let index = self.index(index)?;
+                Ok(Step::SetAddresses { index, addresses })
+            }
+            E::SetVringKick { index } => Ok(Step::Start { index: self.index(index)? }),
+            E::SetVringCall { index } => Ok(Step::Notify { index: self.index(index)? }),
+            E::SetVringErr { index } => {
+                self.index(index)?;
+                answer(ControlReply::Done)
+            }
+            E::SetVringEnable { index, enable } => {
+                Ok(Step::Enable { index: self.index(index)?, enable })
+            }
+            E::GetVringBase { index } => Ok(Step::Stop { index: self.index(index)? }),
+            E::SetInflight { region, offset, queues, size } => {
+                if self.running > 0 || queues == 0 || size == 0 || size > QUEUE_SIZE_MAX {
+                    return Err(ControlFault::Inflight);
+                }
+                Ok(Step::SetInflight(InflightArea { region, offset, queues, size }))
+            }
+        }
+    }
+
+    //= spec/lifecycle.md#LIF-4
+    fn set_features(&mut self, image: &ImageConfig, bits: u64) -> Result<Step, ControlFault> {
+        let features = BlkFeatures::from_bits(bits).ok_or(ControlFault::NotOffered)?;
+        if !BlkFeatures::offered(image).contains(features) {
+            return Err(ControlFault::NotOffered);
+        }
+        if self.running > 0 && features != self.limits.features {
+            return Err(ControlFault::Running);
+        }
+        self.limits = image.limits(features);
+        Ok(Step::Answer(ControlReply::Done))
+    }
+
+    //= spec/lifecycle.md#LIF-5
+    fn index(&self, index: u32) -> Result<u16, ControlFault> {
+        u16::try_from(index)
+            .ok()
+            .filter(|&index| index < self.config.queues)
+            .ok_or(ControlFault::QueueIndex)
+    }
+
+    /// Rings without a negotiated protocol start enabled.
+    pub(crate) fn is_enabled(&self, index: u16) -> bool {
+        !self.limits.features.contains(BlkFeatures::PROTOCOL_FEATURES)
+            || self.vrings[usize::from(index)].enabled
+    }
+}
+
+/// Checks ring addresses for a queue of `size` entries and finds their places in `regions`.
+//= spec/lifecycle.md#LIF-7
+pub(crate) fn find_rings<'r>(
+    regions: impl Iterator<Item = &'r Region> + Clone,
+    addresses: &RingAddresses,
+    size: u16,
+) -> Result<Rings, ControlFault> {
+    let RingAddresses { desc, avail, used } = *addresses;
+    if desc % 16 != 0 || avail % 2 != 0 || used % 4 != 0 {
+        return Err(ControlFault::Alignment);
+    }
+    let find = |address, bytes| {
+        find_user(regions.clone(), address, bytes).ok_or(ControlFault::RingNotShared)
+    };
+    Ok(Rings {
+        desc: find(desc, desc_table_bytes(size))?,
+        avail: find(avail, avail_ring_bytes(size))?,
+        used: find(used, used_ring_bytes(size))?,
+    })
+}

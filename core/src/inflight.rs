@@ -1,0 +1,156 @@
+//! The inflight region: a record of what is under way that outlives the daemon.
+//!
+//! Layout from the vhost-user specification, "Inflight I/O tracking", split virtqueues. All
+//! fields are little-endian. The order of the stores is what recovery rests on; since only the
+//! death of this process separates writer and reader, program order is enough.
+
+use zerocopy::byteorder::little_endian::{U16, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+use crate::virtqueue::{ChainToken, QueueFault};
+
+/// What stands before the records of one queue.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct QueueRegion {
+    /// No feature is defined.
+    pub features: U64,
+    /// 1; 0 in a region nobody has used.
+    pub version: U16,
+    /// Records that follow.
+    pub desc_num: U16,
+    /// Head of the list of the chains that were given back together last.
+    pub last_batch_head: U16,
+    /// The used index up to which records are settled.
+    pub used_idx: U16,
+}
+
+/// One record; its place is the chain's head.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Record {
+    /// 1 while the chain is under way.
+    pub inflight: u8,
+    /// Not used.
+    pub padding: [u8; 5],
+    /// The next head of a batch.
+    pub next: U16,
+    /// Counts the chains in the order they were taken.
+    pub counter: U64,
+}
+
+const HEADER_BYTES: u64 = size_of::<QueueRegion>() as u64;
+const RECORD_BYTES: u64 = size_of::<Record>() as u64;
+const LAST_BATCH_HEAD: u64 = 12;
+const USED_IDX: u64 = 14;
+const RECORD_NEXT: u64 = 6;
+const RECORD_COUNTER: u64 = 8;
+const VERSION: u16 = 1;
+
+/// Queues start at multiples of this many bytes, so that they do not share cache lines.
+const ALIGN: u64 = 64;
+
+/// Bytes that one queue of `size` entries takes in a region.
+#[must_use]
+pub const fn queue_bytes(size: u16) -> u64 {
+    (HEADER_BYTES + RECORD_BYTES * size as u64).next_multiple_of(ALIGN)
+}
+
+/// One queue's part of the region.
+#[derive(Clone, Copy, Debug)]
+pub struct Inflight {
+    region: RegionId,
+    offset: u64,
+    counter: u64,
+    /// The batch that [`link`](Self::link) is building.
+    batch_head: u16,
+}
+
+impl Inflight {
+    /// Begins tracking in an unused area for a queue of `size` entries whose used index is
+    /// `used_idx`: settled up to there, nothing under way.
+    ///
+    /// # Errors
+    /// [`QueueFault::BadInflight`] when the area has been used, [`QueueFault::RingUnmapped`]
+    /// when it is not there.
+    pub fn start(
+        mem: &impl SharedMemory,
+        region: RegionId,
+        offset: u64,
+        size: u16,
+        used_idx: u16,
+    ) -> Result<Self, QueueFault> {
+        let found: QueueRegion = mem.read(region, offset)?;
+        if found.version.get() != 0 {
+            return Err(QueueFault::BadInflight);
+        }
+        let header = QueueRegion {
+            features: U64::ZERO,
+            version: U16::new(VERSION),
+            desc_num: U16::new(size),
+            last_batch_head: U16::ZERO,
+            used_idx: U16::new(used_idx),
+        };
+        mem.write(region, offset, &header)?;
+        Ok(Self { region, offset, counter: 0, batch_head: 0 })
+    }
+
+    fn record(&self, token: ChainToken) -> u64 {
+        self.offset + HEADER_BYTES + RECORD_BYTES * u64::from(token.0)
+    }
+
+    /// Records that a chain was taken: its number first, so that a set mark always has one.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    #[inline]
+    pub fn mark(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
+        let record = self.record(token);
+        mem.write(self.region, record + RECORD_COUNTER, &U64::new(self.counter))?;
+        mem.write(self.region, record, &1_u8)?;
+        self.counter = self.counter.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Adds a chain to the batch that is about to be given back.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    #[inline]
+    pub fn link(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
+        let next = U16::new(self.batch_head);
+        mem.write(self.region, self.record(token) + RECORD_NEXT, &next)?;
+        self.batch_head = u16::try_from(token.0).unwrap_or(0);
+        Ok(())
+    }
+
+    /// Closes the batch; from here on a used index ahead of the settled one means this batch.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    #[inline]
+    pub fn close_batch(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
+        mem.write(self.region, self.offset + LAST_BATCH_HEAD, &U16::new(self.batch_head))
+    }
+
+    /// Takes back a mark, after the used index that covers its chain is visible.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    #[inline]
+    pub fn clear(&self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
+        mem.write(self.region, self.record(token), &0_u8)
+    }
+
+    /// Settles the batch: the region agrees with the ring again.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    #[inline]
+    pub fn settle(&self, mem: &impl SharedMemory, used_idx: u16) -> Result<(), OutOfRegion> {
+        mem.write(self.region, self.offset + USED_IDX, &U16::new(used_idx))
+    }
+}
+
+const _: () = assert!(HEADER_BYTES == 16 && RECORD_BYTES == 16);

@@ -1,0 +1,460 @@
+//! Guest memory: the one trait of the core, and the table that checks guest addresses.
+//!
+//! Memory that a guest writes at the same time is never a Rust reference. It is copied by value
+//! through [`SharedMemory`], or handed to the shell as a range. Everything that is read from it
+//! is read once and believed only after the copy has been checked.
+
+use heapless::Vec;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::limits::{REGIONS_LIVE_MAX, REGIONS_MAX};
+
+/// A mapped piece of shared memory, numbered by the shell.
+///
+/// The number stays taken until [`Effect::Unmap`](crate::shard::Effect::Unmap) gives it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RegionId(pub u32);
+
+/// An access outside a mapped region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct OutOfRegion;
+
+/// Access to memory that other parties write at the same time.
+///
+/// Addresses are (region, offset). An implementation checks bounds itself and answers
+/// [`OutOfRegion`]; it never trusts the core's checks, because the trait is safe to call.
+/// Plain reads and writes may tear against the other party; the 16-bit index operations
+/// may not.
+pub trait SharedMemory {
+    /// Copies a value out. Any byte pattern may come back.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the value does not lie wholly inside a mapped region.
+    fn read<T: FromBytes + IntoBytes>(
+        &self,
+        region: RegionId,
+        offset: u64,
+    ) -> Result<T, OutOfRegion>;
+
+    /// Copies a value in.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the value does not lie wholly inside a mapped region.
+    fn write<T: IntoBytes + Immutable>(
+        &self,
+        region: RegionId,
+        offset: u64,
+        value: &T,
+    ) -> Result<(), OutOfRegion>;
+
+    /// Loads a little-endian index; no later access moves before it.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] as for [`read`](Self::read), or when `offset` is odd.
+    fn load_acquire_u16(&self, region: RegionId, offset: u64) -> Result<u16, OutOfRegion>;
+
+    /// Stores a little-endian index; no earlier access moves behind it.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] as for [`write`](Self::write), or when `offset` is odd.
+    fn store_release_u16(
+        &self,
+        region: RegionId,
+        offset: u64,
+        value: u16,
+    ) -> Result<(), OutOfRegion>;
+
+    /// Orders all earlier accesses before all later ones, stores before loads included.
+    fn full_fence(&self);
+
+    /// Hints that the line at this place will be read soon. Wrong places are ignored.
+    #[inline]
+    fn prefetch(&self, region: RegionId, offset: u64) {
+        let _ = (region, offset);
+    }
+}
+
+/// A contiguous piece of one region.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+)]
+#[repr(C)]
+pub struct Segment {
+    /// First byte, counted from the start of the region.
+    pub offset: u64,
+    region: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl Segment {
+    /// A segment that holds nothing.
+    pub const EMPTY: Self = Self { offset: 0, region: 0, len: 0 };
+
+    /// The piece of `len` bytes at `offset` of `region`.
+    #[must_use]
+    pub const fn new(region: RegionId, offset: u64, len: u32) -> Self {
+        Self { offset, region: region.0, len }
+    }
+
+    /// The region it lies in.
+    #[must_use]
+    pub const fn region(&self) -> RegionId {
+        RegionId(self.region)
+    }
+}
+
+/// A region as a front end describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Region {
+    /// The shell's mapping of it.
+    pub id: RegionId,
+    /// Guest-physical address of its first byte: descriptors use these.
+    pub guest: u64,
+    /// Front-end user address of its first byte: ring addresses use these.
+    pub user: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Why a memory table was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum MapFault {
+    /// A region of no bytes, or one whose end wraps around the address space.
+    BadRange,
+    /// Two regions share guest or user addresses.
+    Overlap,
+    /// More regions than `limits::REGIONS_LIVE_MAX`, or too many old ones still in use.
+    Full,
+    /// No region with this base and size.
+    Unknown,
+}
+
+/// The regions that one request touches, so that none is unmapped under it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionSet(u64);
+
+/// Where a guest address lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What is contiguous from there on, at most what was asked for.
+    pub segment: Segment,
+    /// The region, as a member for a request's [`RegionSet`].
+    pub region: RegionSet,
+}
+
+impl RegionSet {
+    /// No region.
+    pub const EMPTY: Self = Self(0);
+
+    /// Both sets' members.
+    #[must_use]
+    #[inline]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn members(self) -> impl Iterator<Item = usize> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            let first = rest.trailing_zeros();
+            rest &= rest.wrapping_sub(1);
+            (first < 64).then_some(first as usize)
+        })
+    }
+}
+
+/// What keeps a place of the table from being used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Free,
+    Live,
+    /// No longer in the table; unmapped when the last request lets go of it.
+    Retired,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: RegionId,
+    hold: Hold,
+    users: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    region: Region,
+    index: u8,
+}
+
+/// The memory of one front end: every guest address passes through here exactly once.
+///
+/// Requests hold the regions they touch. A region that leaves the table is retired at once for
+/// new requests and given back for unmapping when its last holder is done.
+//= spec/lifecycle.md#LIF-9
+#[derive(Debug)]
+pub struct MemoryMap {
+    live: Vec<Live, REGIONS_LIVE_MAX>,
+    entries: [Entry; REGIONS_MAX],
+}
+
+impl MemoryMap {
+    /// A table without regions.
+    #[must_use]
+    pub const fn new() -> Self {
+        const FREE: Entry = Entry { id: RegionId(0), hold: Hold::Free, users: 0 };
+        Self { live: Vec::new(), entries: [FREE; REGIONS_MAX] }
+    }
+
+    /// Adds one region.
+    ///
+    /// # Errors
+    /// [`MapFault`]; the table is as it was.
+    pub fn add(&mut self, region: Region) -> Result<(), MapFault> {
+        check_range(&region)?;
+        if self.live.iter().any(|other| overlap(&other.region, &region)) {
+            return Err(MapFault::Overlap);
+        }
+        let index = self.entries.iter().position(|e| e.hold == Hold::Free).ok_or(MapFault::Full)?;
+        let live = Live { region, index: u8::try_from(index).map_err(|_| MapFault::Full)? };
+        self.live.push(live).map_err(|_| MapFault::Full)?;
+        self.entries[index] = Entry { id: region.id, hold: Hold::Live, users: 0 };
+        Ok(())
+    }
+
+    /// Retires the region with exactly this base and size.
+    ///
+    /// # Errors
+    /// [`MapFault::Unknown`] when there is none.
+    pub fn remove(&mut self, guest: u64, user: u64, size: u64) -> Result<RegionId, MapFault> {
+        let found = self
+            .live
+            .iter()
+            .position(|l| (l.region.guest, l.region.user, l.region.size) == (guest, user, size))
+            .ok_or(MapFault::Unknown)?;
+        let live = self.live.remove(found);
+        self.entries[usize::from(live.index)].hold = Hold::Retired;
+        Ok(live.region.id)
+    }
+
+    /// Puts another table in force, all of it or nothing.
+    ///
+    /// # Errors
+    /// [`MapFault`]; the table is as it was.
+    pub fn replace(&mut self, regions: &[Region]) -> Result<(), MapFault> {
+        for (i, region) in regions.iter().enumerate() {
+            check_range(region)?;
+            if regions[..i].iter().any(|other| overlap(other, region)) {
+                return Err(MapFault::Overlap);
+            }
+        }
+        let free = self.entries.iter().filter(|e| e.hold == Hold::Free).count();
+        if regions.len() > REGIONS_LIVE_MAX || regions.len() > free {
+            return Err(MapFault::Full);
+        }
+        self.clear();
+        for &region in regions {
+            self.add(region)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a mapping that holds no guest memory (an inflight region) until it is retired.
+    ///
+    /// # Errors
+    /// [`MapFault::Full`].
+    pub fn adopt(&mut self, id: RegionId) -> Result<(), MapFault> {
+        let free = self.entries.iter_mut().find(|e| e.hold == Hold::Free);
+        *free.ok_or(MapFault::Full)? = Entry { id, hold: Hold::Live, users: 0 };
+        Ok(())
+    }
+
+    /// Retires an adopted mapping.
+    pub fn disown(&mut self, id: RegionId) {
+        for entry in &mut self.entries {
+            if entry.hold == Hold::Live && entry.id == id {
+                entry.hold = Hold::Retired;
+            }
+        }
+    }
+
+    /// Retires all regions.
+    pub fn clear(&mut self) {
+        while let Some(live) = self.live.pop() {
+            self.entries[usize::from(live.index)].hold = Hold::Retired;
+        }
+    }
+
+    /// Gives out a retired region that nobody uses any more, once.
+    pub fn take_unused(&mut self) -> Option<RegionId> {
+        let entry = self.entries.iter_mut().find(|e| e.hold == Hold::Retired && e.users == 0)?;
+        entry.hold = Hold::Free;
+        Some(entry.id)
+    }
+
+    /// Whether a region is still retired and used.
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        self.entries.iter().any(|e| e.hold == Hold::Retired)
+    }
+
+    /// The regions in force.
+    pub fn regions(&self) -> impl ExactSizeIterator<Item = &Region> + Clone {
+        self.live.iter().map(|l| &l.region)
+    }
+
+    /// Whether the shell's region `id` is in the table, retired or not.
+    #[must_use]
+    pub fn contains(&self, id: RegionId) -> bool {
+        self.entries.iter().any(|e| e.hold != Hold::Free && e.id == id)
+    }
+
+    /// Finds what is contiguous at a guest address: `len` bytes, or fewer at a region's end.
+    ///
+    /// `None` when the first byte lies in no region, or when the range wraps.
+    //= spec/virtqueue.md#VQ-9
+    #[must_use]
+    #[inline]
+    pub fn translate(&self, guest: u64, len: u32) -> Option<Place> {
+        guest.checked_add(u64::from(len))?;
+        for live in &self.live {
+            let offset = guest.wrapping_sub(live.region.guest);
+            if offset < live.region.size {
+                let rest = live.region.size - offset;
+                let len = u32::try_from(rest).unwrap_or(u32::MAX).min(len);
+                return Some(Place {
+                    segment: Segment::new(live.region.id, offset, len),
+                    region: RegionSet(1 << live.index),
+                });
+            }
+        }
+        None
+    }
+
+    /// Keeps the set's regions mapped until [`release`](Self::release).
+    #[inline]
+    pub fn hold(&mut self, set: RegionSet) {
+        for index in set.members() {
+            self.entries[index].users += 1;
+        }
+    }
+
+    /// Lets go of a held set; `true` when a retired region lost its last user.
+    #[inline]
+    pub fn release(&mut self, set: RegionSet) -> bool {
+        let mut unused = false;
+        for index in set.members() {
+            let entry = &mut self.entries[index];
+            entry.users -= 1;
+            unused |= entry.users == 0 && entry.hold == Hold::Retired;
+        }
+        unused
+    }
+}
+
+/// Finds a ring part at a front-end user address; it has to lie inside one region.
+#[must_use]
+pub fn find_user<'r>(
+    mut regions: impl Iterator<Item = &'r Region>,
+    user: u64,
+    len: u64,
+) -> Option<(RegionId, u64)> {
+    regions.find_map(|region| {
+        let offset = user.checked_sub(region.user)?;
+        let end = offset.checked_add(len)?;
+        (end <= region.size).then_some((region.id, offset))
+    })
+}
+
+impl Default for MemoryMap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn check_range(region: &Region) -> Result<(), MapFault> {
+    let last = region.size.checked_sub(1).ok_or(MapFault::BadRange)?;
+    region.guest.checked_add(last).ok_or(MapFault::BadRange)?;
+    region.user.checked_add(last).ok_or(MapFault::BadRange)?;
+    Ok(())
+}
+
+fn overlap(a: &Region, b: &Region) -> bool {
+    let meet = |x: u64, y: u64| x <= y + (b.size - 1) && y <= x + (a.size - 1);
+    meet(a.guest, b.guest) || meet(a.user, b.user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(id: u32, guest: u64, user: u64, size: u64) -> Region {
+        Region { id: RegionId(id), guest, user, size }
+    }
+
+    //= spec/lifecycle.md#LIF-8
+    #[test]
+    fn b33_b34_b36_a_bad_table_is_refused_whole() {
+        let mut map = MemoryMap::new();
+        map.replace(&[region(1, 0x1000, 0x9000, 0x1000)]).unwrap();
+        let cases = [
+            (region(2, 0x5000, 0x5000, 0), MapFault::BadRange),
+            (region(2, u64::MAX, 0x5000, 2), MapFault::BadRange),
+            (region(2, 0x5000, u64::MAX - 1, 3), MapFault::BadRange),
+            (region(2, 0x1fff, 0x5000, 1), MapFault::Overlap),
+            (region(2, 0x5000, 0x8fff, 2), MapFault::Overlap),
+            (region(2, 0, 0x100_0000, 0x10_0000), MapFault::Overlap),
+        ];
+        for (bad, fault) in cases {
+            assert_eq!(map.add(bad), Err(fault));
+            let good = region(3, 0x1000, 0x9000, 0x1000);
+            assert_eq!(map.replace(&[good, bad]), Err(fault), "nothing of it comes in force");
+            assert_eq!(map.regions().map(|r| r.id).collect::<std::vec::Vec<_>>(), [RegionId(1)]);
+        }
+        // The last byte of the address space and neighbours that touch are legal.
+        map.add(region(2, u64::MAX, 0x5000, 1)).unwrap();
+        map.add(region(3, 0x2000, 0xa000, 0x1000)).unwrap();
+        let many: std::vec::Vec<_> =
+            (0..33).map(|i| region(i, u64::from(i) << 12, u64::from(i) << 12, 0x1000)).collect();
+        assert_eq!(map.replace(&many), Err(MapFault::Full));
+        map.replace(&many[..32]).unwrap();
+    }
+
+    //= spec/virtqueue.md#VQ-9
+    #[test]
+    fn b37_translation_stops_at_the_end_of_a_region() {
+        let mut map = MemoryMap::new();
+        map.add(region(7, 0x3000, 0x3000, 0x1000)).unwrap();
+        map.add(region(8, 0x2000, 0x8000, 0x1000)).unwrap();
+        let place = map.translate(0x2ff0, 0x20).unwrap();
+        assert_eq!(place.segment, Segment::new(RegionId(8), 0xff0, 0x10));
+        let place = map.translate(0x3fff, 1).unwrap();
+        assert_eq!(place.segment, Segment::new(RegionId(7), 0xfff, 1));
+        assert_eq!(map.translate(0x4000, 1), None);
+        assert_eq!(map.translate(0x1fff, 8), None);
+        assert_eq!(map.translate(u64::MAX, 8), None, "the range wraps");
+        assert_eq!(find_user(map.regions(), 0x8ff0, 0x10), Some((RegionId(8), 0xff0)));
+        assert_eq!(find_user(map.regions(), 0x8ff0, 0x11), None);
+        assert_eq!(find_user(map.regions(), 0x8ff0, u64::MAX), None);
+    }
+
+    //= spec/lifecycle.md#LIF-9
+    #[test]
+    fn b40_a_retired_region_waits_for_its_last_user() {
+        let mut map = MemoryMap::new();
+        map.add(region(1, 0, 0, 0x1000)).unwrap();
+        let held = map.translate(0, 1).unwrap().region;
+        map.hold(held);
+        assert_eq!(map.remove(0, 0, 0x2000), Err(MapFault::Unknown));
+        assert_eq!(map.remove(0, 0, 0x1000), Ok(RegionId(1)));
+        assert_eq!(map.translate(0, 1), None, "new requests do not see it");
+        assert_eq!(map.take_unused(), None);
+        map.add(region(2, 0, 0, 0x1000)).unwrap();
+        assert!(map.release(held));
+        assert_eq!(map.take_unused(), Some(RegionId(1)));
+        assert_eq!(map.take_unused(), None, "given out once");
+    }
+}

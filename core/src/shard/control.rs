@@ -1,0 +1,396 @@
+//! Control messages that touch queues: starting, stopping, moving, and the end of a front end.
+
+use super::{Queue, Shard, Turn};
+use crate::blk::config::BlkFeatures;
+use crate::device::{
+    ControlEvent, ControlFault, ControlReply, DeviceId, NO_QUEUE, Phase, QueueId, RegionList,
+    RingAddresses, Step, find_rings,
+};
+use crate::image::{Capture, CaptureNews};
+use crate::inflight::{self, Inflight};
+use crate::memory::{RegionId, SharedMemory};
+use crate::slots::Fifo;
+use crate::time::Instant;
+use crate::trace::TraceEvent;
+use crate::virtqueue::{QueueFault, SplitRing};
+
+impl Shard<'_> {
+    pub(super) fn control(
+        &mut self,
+        now: Instant,
+        mem: &impl SharedMemory,
+        id: DeviceId,
+        event: &ControlEvent,
+    ) {
+        let device = &mut self.devices[id.0];
+        let image = &self.images[device.config.image.0].config;
+        let done = match device.control(image, event) {
+            Ok(step) => self.step(now, mem, id.0, step, event),
+            Err(fault) => Err(fault),
+        };
+        let reply = match done {
+            Ok(reply) => reply,
+            Err(fault) => {
+                self.trace.push(TraceEvent::Refused(id, fault));
+                ControlReply::Refused(fault)
+            }
+        };
+        self.devices[id.0].reply = Some(reply);
+        self.list_device(id.0);
+    }
+
+    fn step(
+        &mut self,
+        now: Instant,
+        mem: &impl SharedMemory,
+        device: u32,
+        step: Step,
+        event: &ControlEvent,
+    ) -> Result<ControlReply, ControlFault> {
+        match step {
+            Step::Answer(reply) => return Ok(reply),
+            Step::SetSize { index, size } => self.set_size(device, index, size)?,
+            Step::SetBase { index, base } => {
+                if self.running(device, index).is_some() {
+                    return Err(ControlFault::Running);
+                }
+                self.devices[device].vrings[usize::from(index)].base = base;
+            }
+            Step::SetAddresses { index, addresses } => {
+                self.set_addresses(device, index, addresses)?;
+            }
+            Step::Start { index } => self.start(mem, device, index)?,
+            // What was signalled on the old descriptor may not have been heard.
+            Step::Notify { index } => {
+                if let Some(queue) = self.running(device, index)
+                    && !self.queues[queue].notifying
+                {
+                    self.queues[queue].notifying = true;
+                    self.notifying.push(&mut self.queues, queue);
+                }
+            }
+            Step::Enable { index, enable } => self.enable(mem, device, index, enable),
+            Step::Stop { index } => return Ok(self.stop(now, device, index)),
+            Step::ReplaceTable => {
+                if let ControlEvent::SetMemTable(regions) = event {
+                    self.replace_table(device, regions)?;
+                }
+            }
+            Step::RemoveRegion { guest, user, size } => {
+                self.remove_region(device, guest, user, size)?;
+            }
+            Step::SetInflight(area) => {
+                let device = &mut self.devices[device];
+                device.map.adopt(area.region).map_err(ControlFault::Memory)?;
+                if let Some(old) = device.inflight.replace(area) {
+                    device.map.disown(old.region);
+                }
+            }
+        }
+        Ok(ControlReply::Done)
+    }
+
+    /// A queue's place in the pool, if it has one.
+    pub(super) fn find_queue(&self, id: QueueId) -> Option<u32> {
+        let vring = self.devices[id.device.0].vrings.get(usize::from(id.index))?;
+        vring.has_queue().then_some(vring.queue)
+    }
+
+    /// The same, if the queue has a ring.
+    fn running(&self, device: u32, index: u16) -> Option<u32> {
+        self.find_queue(QueueId { device: DeviceId(device), index })
+            .filter(|&queue| self.queues[queue].ring.is_some())
+    }
+
+    //= spec/limits.md#LIM-2
+    //= spec/lifecycle.md#LIF-6
+    fn set_size(&mut self, device: u32, index: u16, size: u16) -> Result<(), ControlFault> {
+        if self.running(device, index).is_some() {
+            return Err(ControlFault::Running);
+        }
+        let found = self.find_queue(QueueId { device: DeviceId(device), index });
+        let queue = match found {
+            Some(queue) => queue,
+            None => self.queues.acquire().ok_or(ControlFault::QueuePool)?,
+        };
+        self.queues[queue] = Queue { device, index, size, ..Queue::EMPTY };
+        self.devices[device].vrings[usize::from(index)].queue = queue;
+        Ok(())
+    }
+
+    fn set_addresses(
+        &mut self,
+        device: u32,
+        index: u16,
+        addresses: RingAddresses,
+    ) -> Result<(), ControlFault> {
+        let id = QueueId { device: DeviceId(device), index };
+        let queue = self.find_queue(id).ok_or(ControlFault::Order)?;
+        if self.queues[queue].ring.is_some() && self.queues[queue].addresses != Some(addresses) {
+            return Err(ControlFault::Running);
+        }
+        find_rings(self.devices[device].map.regions(), &addresses, self.queues[queue].size)?;
+        self.queues[queue].addresses = Some(addresses);
+        Ok(())
+    }
+
+    /// A kick descriptor has come: the ring runs from now on.
+    //= spec/lifecycle.md#LIF-10
+    fn start(
+        &mut self,
+        mem: &impl SharedMemory,
+        device: u32,
+        index: u16,
+    ) -> Result<(), ControlFault> {
+        let id = QueueId { device: DeviceId(device), index };
+        let queue = self.find_queue(id).ok_or(ControlFault::Order)?;
+        if self.queues[queue].ring.is_some() {
+            return Ok(());
+        }
+        let addresses = self.queues[queue].addresses.ok_or(ControlFault::Order)?;
+        let size = self.queues[queue].size;
+        let owner = &self.devices[device];
+        let rings = find_rings(owner.map.regions(), &addresses, size)?;
+        let event_idx = owner.features().contains(BlkFeatures::EVENT_IDX);
+        let base = owner.vrings[usize::from(index)].base;
+        let ring = SplitRing::start(mem, rings, size, base, event_idx)
+            .map_err(|_| ControlFault::RingNotShared)?;
+        let inflight = match owner.inflight {
+            None => None,
+            Some(area) if index >= area.queues || size > area.size => {
+                return Err(ControlFault::Inflight);
+            }
+            Some(area) => {
+                let offset = area.offset + u64::from(index) * inflight::queue_bytes(area.size);
+                Some(
+                    Inflight::start(mem, area.region, offset, size, ring.next_used())
+                        .map_err(|_| ControlFault::Inflight)?,
+                )
+            }
+        };
+        self.queues[queue].ring = Some(ring);
+        self.queues[queue].inflight = inflight;
+        self.devices[device].running += 1;
+        self.trace.push(TraceEvent::QueueStarted(id));
+        if self.devices[device].is_enabled(index) {
+            self.activate(mem, queue);
+        }
+        Ok(())
+    }
+
+    /// A disabled ring is not fetched from; what was taken still ends.
+    fn enable(&mut self, mem: &impl SharedMemory, device: u32, index: u16, enable: bool) {
+        self.devices[device].vrings[usize::from(index)].enabled = enable;
+        let Some(queue) = self.running(device, index) else { return };
+        let state = &self.queues[queue];
+        match (enable, state.turn) {
+            (true, Turn::None) if state.broken.is_none() => self.activate(mem, queue),
+            (false, _) => self.deactivate(queue),
+            _ => {}
+        }
+    }
+
+    /// Fetches no more and answers when nothing is under way.
+    //= spec/lifecycle.md#LIF-14
+    fn stop(&mut self, now: Instant, device: u32, index: u16) -> ControlReply {
+        let Some(queue) = self.running(device, index) else {
+            let base = self.devices[device].vrings[usize::from(index)].base;
+            return ControlReply::VringBase { index, base };
+        };
+        self.deactivate(queue);
+        if self.queues[queue].live == 0 {
+            return self.stopped(device, queue);
+        }
+        self.devices[device].draining = Some((index, now));
+        ControlReply::Deferred
+    }
+
+    fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
+        self.unpublish(queue);
+        let state = &mut self.queues[queue];
+        let index = state.index;
+        let vring = &mut self.devices[device].vrings[usize::from(index)];
+        if let Some(ring) = state.ring.take() {
+            vring.base = ring.next_avail();
+            self.devices[device].running -= 1;
+        }
+        let state = &mut self.queues[queue];
+        state.inflight = None;
+        state.broken = None;
+        state.addresses = None;
+        let (id, base) = (state.id(), self.devices[device].vrings[usize::from(index)].base);
+        self.trace.push(TraceEvent::QueueStopped(id));
+        ControlReply::VringBase { index, base }
+    }
+
+    /// The last request of a queue has been given back.
+    pub(super) fn drained(&mut self, device: u32, queue: u32) {
+        if self.devices[device].phase == Phase::Leaving {
+            self.leave_if_done(device);
+        } else if let Some((index, _)) = self.devices[device].draining
+            && index == self.queues[queue].index
+        {
+            self.devices[device].draining = None;
+            self.devices[device].reply = Some(self.stopped(device, queue));
+            self.list_device(device);
+        }
+    }
+
+    /// Puts another memory table in force; rings that run have to lie in it too.
+    //= spec/lifecycle.md#LIF-8
+    fn replace_table(&mut self, device: u32, regions: &RegionList) -> Result<(), ControlFault> {
+        self.relocate(device, regions, false)?;
+        self.devices[device].map.replace(regions).map_err(ControlFault::Memory)?;
+        self.relocate(device, regions, true)
+    }
+
+    /// Finds the rings that run in other regions, and moves them there when `commit`.
+    fn relocate(
+        &mut self,
+        device: u32,
+        regions: &RegionList,
+        commit: bool,
+    ) -> Result<(), ControlFault> {
+        for vring in self.devices[device].vrings.iter().filter(|vring| vring.has_queue()) {
+            let queue = &mut self.queues[vring.queue];
+            let (Some(ring), Some(addresses)) = (&mut queue.ring, &queue.addresses) else {
+                continue;
+            };
+            let rings = find_rings(regions.iter(), addresses, queue.size)?;
+            if commit {
+                ring.relocate(rings);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_region(
+        &mut self,
+        device: u32,
+        guest: u64,
+        user: u64,
+        size: u64,
+    ) -> Result<(), ControlFault> {
+        let same = |r: &&crate::memory::Region| (r.guest, r.user, r.size) == (guest, user, size);
+        let found = self.devices[device].map.regions().find(same).map(|region| region.id);
+        if found.is_some_and(|region| self.holds_ring(device, region)) {
+            return Err(ControlFault::RegionInUse);
+        }
+        self.devices[device].map.remove(guest, user, size).map_err(ControlFault::Memory)?;
+        Ok(())
+    }
+
+    fn holds_ring(&self, device: u32, region: RegionId) -> bool {
+        let vrings = self.devices[device].vrings.iter().filter(|vring| vring.has_queue());
+        vrings.filter_map(|vring| self.queues[vring.queue].ring.as_ref()).any(|ring| {
+            let rings = ring.rings();
+            [rings.desc.0, rings.avail.0, rings.used.0].contains(&region)
+        })
+    }
+
+    /// The connection is closed: from here on nothing is published. Operations that were sent
+    /// run out; everything else of the front end is dropped.
+    //= spec/lifecycle.md#LIF-13
+    pub(super) fn front_end_gone(&mut self, id: DeviceId) {
+        let device = &mut self.devices[id.0];
+        if device.phase == Phase::Leaving || device.is_untouched() {
+            device.left = true;
+            self.list_device(id.0);
+            return;
+        }
+        device.phase = Phase::Leaving;
+        device.reply = None;
+        device.draining = None;
+        self.trace.push(TraceEvent::Leaving(id));
+        for index in 0..self.devices[id.0].vrings.len() {
+            let vring = self.devices[id.0].vrings[index];
+            if vring.has_queue() {
+                self.deactivate(vring.queue);
+            }
+        }
+        self.drop_unsent(id.0);
+        self.leave_if_done(id.0);
+    }
+
+    /// Drops requests of which nothing has been sent, wherever they wait.
+    fn drop_unsent(&mut self, device: u32) {
+        let image = self.devices[device].config.image.0;
+        let cut = core::mem::replace(&mut self.cut, Fifo::EMPTY);
+        self.cut = self.without(cut, device);
+        let unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
+        self.unplaced = self.without(unplaced, device);
+        let waiting = core::mem::replace(&mut self.images[image].waiting, Fifo::EMPTY);
+        self.images[image].waiting = self.without(waiting, device);
+    }
+
+    /// A list without the requests of one device, which end as they are.
+    fn without(&mut self, mut list: Fifo<0>, device: u32) -> Fifo<0> {
+        let mut kept = Fifo::EMPTY;
+        while let Some(slot) = list.pop(&mut self.requests) {
+            let request = &mut self.requests[slot];
+            if request.device != device {
+                kept.push(&mut self.requests, slot);
+                continue;
+            }
+            request.listed = false;
+            request.fail(crate::blk::Status::IoErr);
+            if request.is_done() {
+                self.complete(slot);
+            }
+        }
+        kept
+    }
+
+    fn leave_if_done(&mut self, index: u32) {
+        if self.devices[index].live > 0 {
+            return;
+        }
+        for vring in 0..self.devices[index].vrings.len() {
+            let queue = self.devices[index].vrings[vring].queue;
+            if queue != NO_QUEUE {
+                self.unpublish(queue);
+                self.queues.release(queue);
+            }
+        }
+        let device = &mut self.devices[index];
+        device.running = 0;
+        device.broken = 0;
+        if let Some(area) = device.inflight {
+            device.map.disown(area.region);
+        }
+        device.map.clear();
+        device.reset();
+        device.left = true;
+        let image = device.config.image;
+        self.trace.push(TraceEvent::Left(DeviceId(index)));
+        self.list_device(index);
+        self.release_image(image.0);
+    }
+
+    /// Gives an image up when no front end uses it any more.
+    fn release_image(&mut self, index: u32) {
+        let used =
+            |d: u32| self.devices[d].config.image.0 == index && !self.devices[d].is_untouched();
+        if self.devices.used().any(used) || self.images[index].capture == Capture::None {
+            return;
+        }
+        self.images[index].capture = Capture::None;
+        self.images[index].news = Some(CaptureNews::GiveUp);
+        self.list_image(index);
+    }
+
+    /// The front end took memory back under its guest: its device ends, nobody else's.
+    //= spec/lifecycle.md#LIF-15
+    pub(super) fn memory_lost(&mut self, region: RegionId) {
+        let owner = self.devices.used().find(|&d| self.devices[d].map.contains(region));
+        let Some(device) = owner else { return };
+        for index in 0..self.devices[device].vrings.len() {
+            let vring = self.devices[device].vrings[index];
+            if vring.has_queue() && self.queues[vring.queue].ring.is_some() {
+                self.break_queue(vring.queue, QueueFault::RingUnmapped);
+            }
+        }
+        self.devices[device].evict = true;
+        self.list_device(device);
+    }
+}

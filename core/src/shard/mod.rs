@@ -1,0 +1,421 @@
+//! The engine: rings in, operations out; replies in, used rings out.
+//!
+//! A shard is driven. Everything enters by a `handle_*` or `poll_queues` call and everything
+//! leaves by a `poll_*` call, all of them on one thread, none of them blocking. One turn of the
+//! loop that drives it:
+//!
+//! 1. [`handle`](Shard::handle) what the control side sent;
+//! 2. [`poll_queues`](Shard::poll_queues);
+//! 3. [`poll_op`](Shard::poll_op) until it says `None`, handing each to whoever carries it out;
+//! 4. [`handle_reply`](Shard::handle_reply) for what has ended;
+//! 5. [`publish`](Shard::publish) once, then [`poll_notify`](Shard::poll_notify) until `None`;
+//! 6. [`poll_effect`](Shard::poll_effect) until `None`;
+//! 7. before sleeping, [`arm`](Shard::arm): it says whether work came in the meantime.
+//!
+//! A panic out of here is a bug of the core or of its driver; nothing that a guest, a front end
+//! or a store does may cause one.
+
+mod control;
+mod intake;
+mod work;
+
+pub use intake::{Budget, Idle, Work};
+
+use crate::blk::Range;
+use crate::device::{ControlReply, Device, DeviceConfig, DeviceId, QueueId, RingAddresses};
+use crate::image::{Capture, CaptureNews, Image, ImageConfig, ImageId};
+use crate::inflight::Inflight;
+use crate::limits::{RANGES_MAX, SEGMENTS_MAX};
+use crate::memory::{RegionId, Segment, SharedMemory};
+use crate::placement::{ClusterId, Epoch, MapError, OsdNum, PgMap, Update};
+use crate::request::{Part, Request};
+use crate::slots::{Fifo, Slot, Slots};
+use crate::time::Instant;
+use crate::trace::{Counters, Trace, TraceEvent};
+use crate::virtqueue::{QueueFault, SplitRing};
+
+/// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
+#[derive(Debug)]
+pub struct Storage<'s> {
+    /// Images.
+    pub images: &'s mut [Slot<Image, 1>],
+    /// Devices.
+    pub devices: &'s mut [Slot<Device, 1>],
+    /// Queues of all devices together.
+    pub queues: &'s mut [Slot<Queue, 3>],
+    /// Requests under way.
+    pub requests: &'s mut [Slot<Request, 1>],
+    /// Segments of each request: as many as there are requests.
+    pub segments: &'s mut [[Segment; SEGMENTS_MAX]],
+    /// Ranges of each request: as many as there are requests.
+    pub ranges: &'s mut [[Range; RANGES_MAX]],
+    /// Parts under way.
+    pub parts: &'s mut [Slot<Part, 1>],
+    /// Primaries of placement groups; see [`PgMap::new`].
+    pub primaries: &'s mut [Option<OsdNum>],
+}
+
+/// What the control side tells a shard.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "control input is rare, and there is no box")]
+pub enum Input {
+    /// A message of a front end.
+    Control(DeviceId, crate::device::ControlEvent),
+    /// A device's front end is gone.
+    FrontEndGone(DeviceId),
+    /// The shell may do I/O on an image, or must not any more.
+    Capture(ImageId, Granted),
+    /// A change in a cluster's map.
+    Cluster(ClusterId, Epoch, Update),
+    /// A mapping turned out to have no memory behind it.
+    MemoryLost(RegionId),
+    /// Nothing more is taken from any ring; what is under way runs out.
+    Shutdown,
+}
+
+/// The end of asking for a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// I/O is allowed.
+    Yes,
+    /// Not now; requests go on waiting until it is granted after all.
+    No,
+}
+
+/// What a shard wants from the shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// An answer for the front end.
+    Reply(DeviceId, ControlReply),
+    /// A mapping that is no longer used.
+    Unmap(RegionId),
+    /// Ask for an image, then say [`Input::Capture`].
+    Capture(ImageId),
+    /// The image's last front end is gone: give it up.
+    Release(ImageId),
+    /// A queue is no longer served; its error descriptor is to be signalled.
+    QueueBroken(QueueId, QueueFault),
+    /// The front end cannot be served any more: close the connection.
+    Evict(DeviceId),
+    /// Nothing of the last front end is left; the next may come.
+    Left(DeviceId),
+    /// A sync of this image failed: that has to outlive the daemon.
+    Poisoned(ImageId),
+}
+
+/// Which lists of queues there are, by link.
+const TURN: usize = 0;
+const PUBLISH: usize = 1;
+const NOTIFY: usize = 2;
+
+/// How a queue comes by its turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Not at all.
+    None,
+    /// Visited at each poll.
+    Active,
+    /// Armed, and looked at now and then.
+    Armed,
+}
+
+/// A queue of the pool.
+#[derive(Debug)]
+pub struct Queue {
+    device: u32,
+    index: u16,
+    size: u16,
+    addresses: Option<RingAddresses>,
+    /// There while the queue runs, drains or is broken.
+    ring: Option<SplitRing>,
+    inflight: Option<Inflight>,
+    broken: Option<QueueFault>,
+    /// Whether the shell has been told that it is broken.
+    reported: bool,
+    turn: Turn,
+    /// Visits without work in a row.
+    empty: u16,
+    /// Requests taken and not given back.
+    live: u32,
+    /// Requests to be given back.
+    done: Fifo<0>,
+    publishing: bool,
+    notifying: bool,
+}
+
+impl Queue {
+    /// A place for a queue.
+    pub const EMPTY: Self = Self {
+        device: 0,
+        index: 0,
+        size: 0,
+        addresses: None,
+        ring: None,
+        inflight: None,
+        broken: None,
+        reported: false,
+        turn: Turn::None,
+        empty: 0,
+        live: 0,
+        done: Fifo::EMPTY,
+        publishing: false,
+        notifying: false,
+    };
+
+    const fn id(&self) -> QueueId {
+        QueueId { device: DeviceId(self.device), index: self.index }
+    }
+}
+
+/// One shard: its own devices, queues, requests and map, shared with nobody.
+#[derive(Debug)]
+pub struct Shard<'s> {
+    images: Slots<'s, Image, 1>,
+    devices: Slots<'s, Device, 1>,
+    queues: Slots<'s, Queue, 3>,
+    requests: Slots<'s, Request, 1>,
+    segments: &'s mut [[Segment; SEGMENTS_MAX]],
+    ranges: &'s mut [[Range; RANGES_MAX]],
+    parts: Slots<'s, Part, 1>,
+    map: PgMap<'s>,
+    /// Queues visited at each poll, and queues that are armed.
+    active: Fifo<TURN>,
+    armed: Fifo<TURN>,
+    /// Queues with requests to give back, and queues whose drivers want to hear of it.
+    publishing: Fifo<PUBLISH>,
+    notifying: Fifo<NOTIFY>,
+    /// Requests with something to cut, and those that wait for a primary.
+    cut: Fifo<0>,
+    unplaced: Fifo<0>,
+    /// Images and devices with something for the shell.
+    image_news: Fifo<0>,
+    device_news: Fifo<0>,
+    stopping: bool,
+    counters: Counters,
+    trace: Trace,
+}
+
+impl<'s> Shard<'s> {
+    /// A shard without images and devices.
+    ///
+    /// # Panics
+    /// When there are not as many segment and range arrays as requests.
+    #[must_use]
+    pub fn new(storage: Storage<'s>) -> Self {
+        assert_eq!(storage.requests.len(), storage.segments.len(), "one array per request");
+        assert_eq!(storage.requests.len(), storage.ranges.len(), "one array per request");
+        Self {
+            images: Slots::new(storage.images),
+            devices: Slots::new(storage.devices),
+            queues: Slots::new(storage.queues),
+            requests: Slots::new(storage.requests),
+            segments: storage.segments,
+            ranges: storage.ranges,
+            parts: Slots::new(storage.parts),
+            map: PgMap::new(storage.primaries),
+            active: Fifo::EMPTY,
+            armed: Fifo::EMPTY,
+            publishing: Fifo::EMPTY,
+            notifying: Fifo::EMPTY,
+            cut: Fifo::EMPTY,
+            unplaced: Fifo::EMPTY,
+            image_news: Fifo::EMPTY,
+            device_news: Fifo::EMPTY,
+            stopping: false,
+            counters: Counters::default(),
+            trace: Trace::new(),
+        }
+    }
+
+    /// Brings an image in; `None` when there is no room.
+    ///
+    /// # Panics
+    /// When the block size is not a power of two of at least 512.
+    pub fn add_image(&mut self, config: ImageConfig) -> Option<ImageId> {
+        assert!(config.block_bytes.is_power_of_two() && config.block_bytes >= 512);
+        let index = self.images.acquire()?;
+        self.images[index] = Image::new(config);
+        Some(ImageId(index))
+    }
+
+    /// Takes out an image that no device shows; `false` when one does.
+    pub fn remove_image(&mut self, id: ImageId) -> bool {
+        let free = self.images[id.0].devices == 0 && !self.images[id.0].listed;
+        if free {
+            self.images.release(id.0);
+        }
+        free
+    }
+
+    /// Brings in a device that shows an image; `None` when there is no room.
+    ///
+    /// # Panics
+    /// When the device has no queue or more than `limits::QUEUES_PER_DEVICE_MAX`.
+    pub fn add_device(&mut self, config: DeviceConfig) -> Option<DeviceId> {
+        assert!((1..=crate::limits::QUEUES_PER_DEVICE_MAX).contains(&config.queues));
+        let index = self.devices.acquire()?;
+        let image = &mut self.images[config.image.0];
+        image.devices += 1;
+        self.devices[index] = Device::new(config, &image.config);
+        Some(DeviceId(index))
+    }
+
+    /// Takes out a device that has no front end; `false` when it has one.
+    pub fn remove_device(&mut self, id: DeviceId) -> bool {
+        let device = &self.devices[id.0];
+        let free = device.is_untouched() && !device.listed;
+        if free {
+            let image = device.config.image;
+            self.images[image.0].devices -= 1;
+            self.devices.release(id.0);
+        }
+        free
+    }
+
+    /// A device.
+    #[must_use]
+    pub fn device(&self, id: DeviceId) -> &Device {
+        &self.devices[id.0]
+    }
+
+    /// An image.
+    #[must_use]
+    pub fn image(&self, id: ImageId) -> &Image {
+        &self.images[id.0]
+    }
+
+    /// Requests taken from rings and not given back.
+    #[must_use]
+    pub const fn live(&self) -> u32 {
+        self.requests.in_use()
+    }
+
+    /// Operations handed out and not replied to.
+    #[must_use]
+    pub const fn ops_live(&self) -> u32 {
+        self.parts.in_use()
+    }
+
+    /// Sums since the shard began.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        let mut counters = self.counters;
+        counters.trace_lost = self.trace.lost();
+        counters
+    }
+
+    /// The next event for the log.
+    pub fn poll_trace(&mut self) -> Option<TraceEvent> {
+        self.trace.pop()
+    }
+
+    /// Takes in what the control side sends.
+    ///
+    /// # Errors
+    /// [`MapError`] for a cluster update that is refused; everything else is answered by an
+    /// effect.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        mem: &impl SharedMemory,
+        input: Input,
+    ) -> Result<(), MapError> {
+        match input {
+            Input::Control(device, event) => self.control(now, mem, device, &event),
+            Input::FrontEndGone(device) => self.front_end_gone(device),
+            Input::Capture(image, granted) => self.capture(image, granted),
+            Input::Cluster(_, epoch, update) => {
+                self.map.update(epoch, update)?;
+                let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
+                self.cut.append(&mut self.requests, &mut unplaced);
+            }
+            Input::MemoryLost(region) => self.memory_lost(region),
+            Input::Shutdown => self.stopping = true,
+        }
+        Ok(())
+    }
+
+    //= spec/lifecycle.md#LIF-12
+    fn capture(&mut self, id: ImageId, granted: Granted) {
+        let image = &mut self.images[id.0];
+        if granted == Granted::No || image.capture != Capture::Asked {
+            return;
+        }
+        image.capture = Capture::Granted;
+        let mut waiting = core::mem::replace(&mut image.waiting, Fifo::EMPTY);
+        self.cut.append(&mut self.requests, &mut waiting);
+        self.trace.push(TraceEvent::CaptureGranted(id));
+    }
+
+    /// The next thing that the shell has to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        while let Some(index) = self.device_news.first() {
+            if let Some(effect) = self.device_effect(index) {
+                return Some(effect);
+            }
+            self.device_news.pop(&mut self.devices);
+            self.devices[index].listed = false;
+        }
+        let index = self.image_news.first()?;
+        let image = &mut self.images[index];
+        let news = image.news.take();
+        let poisoned = core::mem::take(&mut image.newly_poisoned);
+        if poisoned && news.is_some() {
+            // Told one at a time; the other stays.
+            image.news = news;
+        } else {
+            self.image_news.pop(&mut self.images);
+            self.images[index].listed = false;
+        }
+        if poisoned {
+            return Some(Effect::Poisoned(ImageId(index)));
+        }
+        news.map(|news| match news {
+            CaptureNews::Take => Effect::Capture(ImageId(index)),
+            CaptureNews::GiveUp => Effect::Release(ImageId(index)),
+        })
+    }
+
+    fn device_effect(&mut self, index: u32) -> Option<Effect> {
+        let id = DeviceId(index);
+        let device = &mut self.devices[index];
+        if let Some(reply) = device.reply.take() {
+            return Some(Effect::Reply(id, reply));
+        }
+        if let Some(region) = device.map.take_unused() {
+            return Some(Effect::Unmap(region));
+        }
+        if core::mem::take(&mut device.evict) {
+            return Some(Effect::Evict(id));
+        }
+        if core::mem::take(&mut device.left) {
+            return Some(Effect::Left(id));
+        }
+        if device.broken == 0 {
+            return None;
+        }
+        device.broken -= 1;
+        let vrings = &device.vrings;
+        let queues = &mut self.queues;
+        vrings.iter().filter(|vring| vring.has_queue()).find_map(|vring| {
+            let queue = &mut queues[vring.queue];
+            let fault = queue.broken.filter(|_| !queue.reported)?;
+            queue.reported = true;
+            Some(Effect::QueueBroken(queue.id(), fault))
+        })
+    }
+
+    fn list_device(&mut self, index: u32) {
+        if !self.devices[index].listed {
+            self.devices[index].listed = true;
+            self.device_news.push(&mut self.devices, index);
+        }
+    }
+
+    fn list_image(&mut self, index: u32) {
+        if !self.images[index].listed {
+            self.images[index].listed = true;
+            self.image_news.push(&mut self.images, index);
+        }
+    }
+}

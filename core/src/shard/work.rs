@@ -1,0 +1,259 @@
+//! From requests to operations, and from replies to used rings.
+
+use super::{PUBLISH, Shard};
+use crate::blk::Status;
+use crate::complete;
+use crate::device::{Phase, QueueId};
+use crate::image::{Backing, Geometry, ImageId};
+use crate::limits::PARTS_RESERVED;
+use crate::memory::SharedMemory;
+use crate::op::{Op, OpId, OpKind, Reply, Target};
+use crate::placement::PgNum;
+use crate::request::{Part, Pieces, Slice};
+use crate::slots::Fifo;
+use crate::trace::TraceEvent;
+use crate::virtqueue::QueueFault;
+
+/// Where a slice goes.
+enum Route {
+    To(Target, u64),
+    /// Nobody serves it now.
+    Nowhere,
+    /// Somebody has been asked already: nothing to do.
+    Covered,
+}
+
+impl Shard<'_> {
+    /// The next operation to carry out; `None` when there is none now.
+    ///
+    /// Poll again after replies, new requests and cluster updates.
+    #[inline]
+    pub fn poll_op(&mut self) -> Option<Op> {
+        while self.parts.available() > PARTS_RESERVED {
+            let slot = self.cut.pop(&mut self.requests)?;
+            if let Some(op) = self.cut_part(slot) {
+                return Some(op);
+            }
+        }
+        None
+    }
+
+    /// The payload of an operation, to be asked for when it is moved: pieces of a front end
+    /// that has gone since are skipped.
+    ///
+    /// # Panics
+    /// When the operation has been replied to.
+    #[must_use]
+    #[inline]
+    pub fn pieces(&self, id: OpId) -> Pieces<'_> {
+        let index = self.parts.find(id).expect("an operation under way");
+        let part = &self.parts[index];
+        let request = &self.requests[part.request];
+        let gone = self.devices[request.device].phase == Phase::Leaving;
+        Pieces::new(request, part, &self.segments[part.request as usize], gone)
+    }
+
+    /// Takes in the end of an operation, whose payload has been moved by now.
+    ///
+    /// A reply to nothing under way is counted and dropped.
+    #[inline]
+    pub fn handle_reply(&mut self, reply: &Reply) {
+        let Some(index) = self.parts.find(reply.id) else {
+            self.counters.stale_replies += 1;
+            return;
+        };
+        let part = self.parts[index];
+        self.parts.release(index);
+        let request = &mut self.requests[part.request];
+        let outcome = part.outcome(reply);
+        let image = request.image;
+        request.join(outcome);
+        if request.is_done() {
+            if !request.listed {
+                self.complete(part.request);
+            }
+        } else if !request.listed && request.wants_cut() {
+            request.listed = true;
+            self.cut.push(&mut self.requests, part.request);
+        }
+        if outcome != Status::Ok && part.kind == OpKind::Sync {
+            self.poison(ImageId(image));
+        }
+    }
+
+    /// Gives back every chain whose request has ended, one batch a queue.
+    #[inline]
+    pub fn publish(&mut self, mem: &impl SharedMemory) {
+        while let Some(index) = self.publishing.pop(&mut self.queues) {
+            self.publish_queue(mem, index);
+        }
+    }
+
+    /// The next queue whose driver is to be notified.
+    #[inline]
+    pub fn poll_notify(&mut self) -> Option<QueueId> {
+        let index = self.notifying.pop(&mut self.queues)?;
+        let queue = &mut self.queues[index];
+        queue.notifying = false;
+        self.counters.notifications += 1;
+        Some(queue.id())
+    }
+
+    /// Cuts the next part of a request that was in the list for it.
+    #[inline]
+    fn cut_part(&mut self, slot: u32) -> Option<Op> {
+        let request = &mut self.requests[slot];
+        let image = &self.images[request.image];
+        let geometry = match image.config.backing {
+            Backing::Store => Geometry::Flat,
+            Backing::Cluster { pool, .. } => match self.map.pool(pool) {
+                Some(pool) => pool.geometry(),
+                None => {
+                    self.unplaced.push(&mut self.requests, slot);
+                    return None;
+                }
+            },
+        };
+        let Some(slice) = request.peek_slice(geometry, &self.ranges[slot as usize]) else {
+            request.listed = false;
+            if request.is_done() {
+                self.complete(slot);
+            }
+            return None;
+        };
+        let (target, inode) = match self.route(slot, &slice) {
+            Route::To(target, inode) => (target, inode),
+            Route::Nowhere => {
+                self.unplaced.push(&mut self.requests, slot);
+                return None;
+            }
+            Route::Covered => {
+                self.requests[slot].cursor.next_sync += 1;
+                self.cut.push(&mut self.requests, slot);
+                return None;
+            }
+        };
+        let index = self.parts.acquire()?;
+        self.parts[index] =
+            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
+        let request = &mut self.requests[slot];
+        request.advance(&slice);
+        request.listed = request.wants_cut();
+        if request.listed {
+            self.cut.push(&mut self.requests, slot);
+        }
+        self.counters.ops += 1;
+        Some(Op {
+            id: self.parts.id(index),
+            target,
+            kind: slice.kind,
+            inode,
+            offset: slice.offset,
+            len: slice.len,
+            version: 0,
+            meta_revision: 0,
+        })
+    }
+
+    //= spec/placement.md#PLC-6
+    #[inline]
+    fn route(&self, slot: u32, slice: &Slice) -> Route {
+        let request = &self.requests[slot];
+        let (cluster, pool, inode) = match self.images[request.image].config.backing {
+            Backing::Store => return Route::To(Target::Store(ImageId(request.image)), 0),
+            Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
+        };
+        let pg = match slice.kind {
+            OpKind::Sync => PgNum(request.cursor.next_sync + 1),
+            _ => self.map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
+        };
+        let Some(osd) = self.map.primary(pool, pg) else { return Route::Nowhere };
+        let earlier = |pg| self.map.primary(pool, PgNum(pg)) == Some(osd);
+        if slice.kind == OpKind::Sync && (1..pg.0).any(earlier) {
+            return Route::Covered;
+        }
+        Route::To(Target::Osd(cluster, osd), inode)
+    }
+
+    /// How many looks a flush of this image takes to find everybody who may hold its writes.
+    ///
+    /// All of them, always: writes acknowledged by a daemon that has died since have to be
+    /// covered too.
+    //= spec/blk.md#BLK-17
+    #[inline]
+    pub(super) fn sync_holders(&self, id: ImageId) -> u32 {
+        match self.images[id.0].config.backing {
+            Backing::Store => 1,
+            Backing::Cluster { pool, .. } => self.map.pool(pool).map_or(1, |pool| pool.pg_count),
+        }
+    }
+
+    /// A sync failed: what was written since the last good one may be lost, and nothing that is
+    /// written from now on could make up for it.
+    //= spec/blk.md#BLK-16
+    fn poison(&mut self, id: ImageId) {
+        let image = &mut self.images[id.0];
+        if !image.config.poisoned {
+            image.config.poisoned = true;
+            image.newly_poisoned = true;
+            self.trace.push(TraceEvent::Poisoned(id));
+            self.list_image(id.0);
+        }
+    }
+
+    #[inline]
+    fn publish_queue(&mut self, mem: &impl SharedMemory, index: u32) {
+        let queue = &mut self.queues[index];
+        queue.publishing = false;
+        let mut done = core::mem::replace(&mut queue.done, Fifo::EMPTY);
+        let device_index = queue.device;
+        let silent = self.devices[device_index].phase == Phase::Leaving;
+        let published = match &mut queue.ring {
+            //= spec/lifecycle.md#LIF-13
+            Some(ring) if !silent => {
+                self.counters.batches += 1;
+                complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
+            }
+            _ => Ok(false),
+        };
+        if published == Ok(true) && !queue.notifying {
+            queue.notifying = true;
+            self.notifying.push(&mut self.queues, index);
+        }
+        let device = &mut self.devices[device_index];
+        let mut unused = false;
+        let count = done.len();
+        while let Some(slot) = done.pop(&mut self.requests) {
+            let request = &self.requests[slot];
+            unused |= device.map.release(request.regions);
+            self.counters.errors += u64::from(request.status != Status::Ok);
+            self.requests.release(slot);
+        }
+        device.live -= count;
+        self.queues[index].live -= count;
+        self.counters.completions += u64::from(count);
+        if unused {
+            self.list_device(device_index);
+        }
+        if published.is_err() {
+            self.break_queue(index, QueueFault::RingUnmapped);
+        }
+        if self.queues[index].live == 0 {
+            self.drained(device_index, index);
+        }
+    }
+
+    /// Forgets that a queue has something to publish.
+    pub(super) fn unpublish(&mut self, index: u32) {
+        if core::mem::take(&mut self.queues[index].publishing) {
+            let mut list: Fifo<PUBLISH> = self.publishing;
+            list.remove(&mut self.queues, index);
+            self.publishing = list;
+        }
+        if core::mem::take(&mut self.queues[index].notifying) {
+            let mut list = self.notifying;
+            list.remove(&mut self.queues, index);
+            self.notifying = list;
+        }
+    }
+}

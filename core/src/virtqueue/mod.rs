@@ -1,0 +1,81 @@
+//! Virtqueues: taking chains from the driver and giving them back.
+
+pub mod chain;
+pub mod layout;
+pub mod split;
+
+pub use chain::{Chain, ChainFault};
+pub use split::{Rings, SplitRing};
+
+use crate::memory::OutOfRegion;
+
+/// What a ring needs to give a chain back. Opaque: its meaning is the ring format's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ChainToken(pub(crate) u32);
+
+/// How a driver broke its queue. The queue stops and the front end is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum QueueFault {
+    /// The available index moved by more than the queue holds.
+    IndexJump,
+    /// An available entry names a descriptor that does not exist.
+    BadHead,
+    /// A chain was made available while it was still in flight.
+    HeadInFlight,
+    /// A ring no longer lies in mapped memory.
+    RingUnmapped,
+    /// The inflight region handed over is not one that this queue can go on from.
+    BadInflight,
+}
+
+impl From<OutOfRegion> for QueueFault {
+    fn from(_: OutOfRegion) -> Self {
+        Self::RingUnmapped
+    }
+}
+
+/// Whether moving an index from `old` to `new` passes the point `event` at which the other
+/// side asked to be told (virtio 1.2, section 2.7.7.1). All three are free-running.
+//= spec/virtqueue.md#VQ-14
+#[must_use]
+#[inline]
+pub const fn passes_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Walks the index one by one, as the words of the specification do.
+    fn passes_by_walking(event: u16, new: u16, old: u16) -> bool {
+        let mut at = old;
+        while at != new {
+            if at == event {
+                return true;
+            }
+            at = at.wrapping_add(1);
+        }
+        false
+    }
+
+    //= spec/virtqueue.md#VQ-14
+    #[test]
+    fn b66_the_event_formula_agrees_with_the_words_of_the_specification() {
+        // Every (event, new, old) in a window around the wrap, and the window's mirror.
+        for base in [0_u16, 0x7ff0, 0xfff0] {
+            for event in 0..24 {
+                for old in 0..24 {
+                    for moved in 0..24 {
+                        let (event, old) = (base.wrapping_add(event), base.wrapping_add(old));
+                        let new = old.wrapping_add(moved);
+                        let expected = passes_by_walking(event, new, old);
+                        assert_eq!(passes_event(event, new, old), expected, "{event} {new} {old}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The Linux shell around the core: syscalls, descriptors, threads and mappings.
+
+pub mod mailbox;
+pub mod mapping;

@@ -1,0 +1,148 @@
+//! Between the control thread and a shard: messages one way, answers and news the other.
+//!
+//! A control message is answered within one turn of its shard, and the control thread waits for
+//! that; what takes longer (a queue that drains) comes back as [`News`] at its own time.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rustix::event::{EventfdFlags, eventfd};
+use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+
+use crate::mapping::Mapping;
+
+/// What the control thread sends to a shard.
+#[derive(Debug)]
+pub enum Message {
+    /// A front end's message.
+    Control {
+        /// The device it is for.
+        device: DeviceId,
+        /// The message. Regions in it are numbered by their place in `mappings`.
+        event: ControlEvent,
+        /// The memory that came with it.
+        mappings: Vec<Mapping>,
+        /// The kick, call or error descriptor that came with it.
+        fd: Option<OwnedFd>,
+        /// Where the answer goes.
+        answer: Sender<ControlReply>,
+    },
+    /// A front end is gone.
+    FrontEndGone(DeviceId),
+    /// Fetch nothing more; end when what is under way has ended.
+    Shutdown,
+}
+
+/// What a shard tells the control thread unasked.
+#[derive(Debug)]
+pub enum News {
+    /// The late answer to a message that was deferred.
+    Late(DeviceId, ControlReply),
+    /// Close the device's connection.
+    Evict(DeviceId),
+    /// The last front end has left nothing behind; the next may come.
+    Left(DeviceId),
+}
+
+/// An eventfd that says "look at your mailbox".
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<OwnedFd>);
+
+impl Bell {
+    /// A bell nobody has rung.
+    ///
+    /// # Errors
+    /// When no descriptor can be had.
+    pub fn new() -> rustix::io::Result<Self> {
+        Ok(Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    /// Wakes who waits for it.
+    pub fn ring(&self) {
+        // A full counter rings as well.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Silences it until it is rung again.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The control thread's end.
+#[derive(Debug)]
+pub struct ControlEnd {
+    messages: Sender<Message>,
+    shard_bell: Bell,
+    /// What the shard tells unasked.
+    pub news: Receiver<News>,
+    /// Rings when there is news.
+    pub bell: Bell,
+}
+
+/// The shard's end.
+#[derive(Debug)]
+pub struct ShardEnd {
+    /// What the control thread sends.
+    pub messages: Receiver<Message>,
+    /// Rings when there are messages.
+    pub bell: Bell,
+    news: Sender<News>,
+    control_bell: Bell,
+}
+
+/// Makes the two ends.
+///
+/// # Errors
+/// When no descriptors can be had.
+pub fn mailbox() -> rustix::io::Result<(ControlEnd, ShardEnd)> {
+    let (messages, received) = channel();
+    let (news, told) = channel();
+    let (control_bell, shard_bell) = (Bell::new()?, Bell::new()?);
+    let control = ControlEnd {
+        messages,
+        shard_bell: shard_bell.clone(),
+        news: told,
+        bell: control_bell.clone(),
+    };
+    let shard = ShardEnd { messages: received, bell: shard_bell, news, control_bell };
+    Ok((control, shard))
+}
+
+impl ControlEnd {
+    /// Sends a message that has no answer.
+    pub fn send(&self, message: Message) {
+        // A shard that has ended needs nothing any more.
+        let _ = self.messages.send(message);
+        self.shard_bell.ring();
+    }
+
+    /// Sends a front end's message and waits for the shard's next turn; `None` when the shard
+    /// has ended.
+    pub fn ask(
+        &self,
+        device: DeviceId,
+        event: ControlEvent,
+        mappings: Vec<Mapping>,
+        fd: Option<OwnedFd>,
+    ) -> Option<ControlReply> {
+        let (answer, answered) = channel();
+        self.send(Message::Control { device, event, mappings, fd, answer });
+        answered.recv().ok()
+    }
+}
+
+impl ShardEnd {
+    /// Tells the control thread.
+    pub fn tell(&self, news: News) {
+        let _ = self.news.send(news);
+        self.control_bell.ring();
+    }
+}

@@ -1,0 +1,14 @@
+# The disk is taken out of the running machine and put in again, twice.
+random 8 /tmp/data
+put /tmp/data 4
+data=$(md5sum </tmp/data | cut -d' ' -f1)
+for round in 1 2; do
+    want unplug
+    wait_until [ ! -e /sys/block/$disk ]
+    want plug
+    wait_until [ -b $dev ]
+    same "data after plug $round" "$(sum 4 8)" "$data"
+    same "queues" "$(ls /sys/block/$disk/mq | wc -l)" "$queues"
+    verify "round$round" --offset=16m --size=4m --rw=randwrite --bs=4k --iodepth=16
+done
+host_agrees 0 64
