@@ -291,6 +291,17 @@ pub struct Device {
 }
 
 impl Device {
+    /// A place for a device.
+    #[must_use]
+    pub fn vacant() -> Self {
+        let config = DeviceConfig {
+            image: ImageId(0),
+            serial: [0; crate::blk::request::ID_BYTES],
+            queues: 1,
+        };
+        Self::new(config, &crate::image::Image::VACANT.config)
+    }
+
     pub(crate) fn new(config: DeviceConfig, image: &ImageConfig) -> Self {
         Self {
             config,

@@ -101,6 +101,17 @@ pub(crate) enum CaptureNews {
 }
 
 impl Image {
+    /// A place for an image.
+    pub const VACANT: Self = Self::new(ImageConfig {
+        backing: Backing::Store,
+        capacity_sectors: 0,
+        block_bytes: 512,
+        read_only: true,
+        discard: false,
+        write_zeroes: false,
+        poisoned: false,
+    });
+
     /// An image nobody has used yet.
     #[must_use]
     pub const fn new(config: ImageConfig) -> Self {

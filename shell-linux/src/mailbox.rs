@@ -14,6 +14,7 @@ use crate::mapping::Mapping;
 
 /// What the control thread sends to a shard.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "control messages are rare")]
 pub enum Message {
     /// A front end's message.
     Control {

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use rustix::fs::FileType;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// One mapped piece of a front end's memory; unmapped when dropped.
 #[derive(Debug)]
