@@ -2,3 +2,4 @@
 
 pub mod mailbox;
 pub mod mapping;
+pub mod store;
