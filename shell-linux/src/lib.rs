@@ -4,4 +4,5 @@ pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
 pub mod sigbus;
+pub mod store;
 pub mod sys;
