@@ -2,3 +2,5 @@
 
 pub mod mailbox;
 pub mod mapping;
+pub mod control;
+pub mod socket;
