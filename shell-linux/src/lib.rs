@@ -1,5 +1,6 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod control;
 pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
