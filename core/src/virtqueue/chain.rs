@@ -225,8 +225,8 @@ fn read_entry(
         Table::Indirect(start) => mem.read(start.region(), start.offset + at).ok(),
         Table::Scattered(addr) => {
             let mut descriptor = Descriptor::new_zeroed();
-            for (at, byte) in (addr.checked_add(at)?..).zip(descriptor.as_mut_bytes()) {
-                let place = map.translate(at, 1)?.segment;
+            for (step, byte) in (at..at + DESC_BYTES).zip(descriptor.as_mut_bytes()) {
+                let place = map.translate(addr.checked_add(step)?, 1)?.segment;
                 *byte = mem.read(place.region(), place.offset).ok()?;
             }
             Some(descriptor)
