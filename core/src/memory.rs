@@ -319,7 +319,8 @@ impl MemoryMap {
     #[must_use]
     #[inline]
     pub fn translate(&self, guest: u64, len: u32) -> Option<Place> {
-        guest.checked_add(u64::from(len))?;
+        // The last byte of the address space may be memory; the one behind it is none.
+        guest.checked_add(u64::from(len.saturating_sub(1)))?;
         for live in &self.live {
             let offset = guest.wrapping_sub(live.region.guest);
             if offset < live.region.size {
@@ -436,6 +437,10 @@ mod tests {
         assert_eq!(map.translate(0x4000, 1), None);
         assert_eq!(map.translate(0x1fff, 8), None);
         assert_eq!(map.translate(u64::MAX, 8), None, "the range wraps");
+        map.add(region(9, u64::MAX - 0xfff, 0x20_0000, 0x1000)).unwrap();
+        let place = map.translate(u64::MAX - 7, 8).unwrap();
+        assert_eq!(place.segment, Segment::new(RegionId(9), 0xff8, 8));
+        assert_eq!(map.translate(u64::MAX - 7, 9), None, "the range wraps inside memory");
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x10), Some((RegionId(8), 0xff0)));
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x11), None);
         assert_eq!(find_user(map.regions(), 0x8ff0, u64::MAX), None);
