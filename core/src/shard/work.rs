@@ -65,8 +65,11 @@ impl Shard<'_> {
         let part = self.parts[index];
         self.parts.release(index);
         let request = &mut self.requests[part.request];
-        let outcome = part.outcome(reply);
         let image = request.image;
+        // A sync that ends after another has failed cannot vouch for what that one lost.
+        //= spec/blk.md#BLK-16
+        let lost = part.kind == OpKind::Sync && self.images[image].config.poisoned;
+        let outcome = if lost { Status::IoErr } else { part.outcome(reply) };
         request.join(outcome);
         if request.is_done() {
             if !request.listed {
