@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # The host stops and continues the machine several times while checked writes run.
 writes() {
     round=0
