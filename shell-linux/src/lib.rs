@@ -1,6 +1,9 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
-pub mod control;
+pub mod sigbus;
+pub mod sys;
 pub mod socket;
+pub mod control;
