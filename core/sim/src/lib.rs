@@ -4,3 +4,4 @@ pub mod memory;
 pub mod arena;
 pub mod driver;
 pub mod hostile;
+pub mod history;
