@@ -1,4 +1,9 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod control;
+pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
+pub mod sigbus;
+pub mod store;
+pub mod sys;

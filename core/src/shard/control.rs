@@ -328,7 +328,7 @@ impl Shard<'_> {
         let mut kept = Fifo::EMPTY;
         while let Some(slot) = list.pop(&mut self.requests) {
             let request = &mut self.requests[slot];
-            if request.device != device {
+            if self.queues[request.queue].device != device {
                 kept.push(&mut self.requests, slot);
                 continue;
             }
