@@ -1,9 +1,12 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
 pub mod control;
+pub mod frontend;
 pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
 pub mod sigbus;
+pub mod size;
 pub mod store;
 pub mod sys;
+pub mod tools;

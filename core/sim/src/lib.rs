@@ -5,4 +5,5 @@ pub mod negotiate;
 pub mod arena;
 pub mod driver;
 pub mod hostile;
+pub mod prng;
 pub mod history;
