@@ -2,9 +2,11 @@
 
 pub mod arena;
 pub mod driver;
+pub mod history;
 pub mod hostile;
 pub mod memory;
 pub mod negotiate;
+pub mod prng;
 pub mod ram;
 pub mod reference;
 pub mod rig;
