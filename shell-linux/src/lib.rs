@@ -1,5 +1,8 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
+pub mod sigbus;
 pub mod store;
+pub mod sys;

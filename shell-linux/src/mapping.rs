@@ -15,12 +15,16 @@ use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::sigbus::Guarded;
+
 /// The largest page of any Linux: its multiples are whole pages everywhere.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// One mapped piece of a front end's memory; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
+    // Dropped first: an address that is unmapped is not guarded any more.
+    guard: Option<Guarded>,
     region: MmapRegion,
 }
 
@@ -41,7 +45,8 @@ impl Mapping {
         let size = usize::try_from(size).context("memory region is too large")?;
         let file = FileOffset::new(File::from(fd), offset);
         let region = MmapRegion::from_file(file, size).context("mapping guest memory")?;
-        Ok(Self { region })
+        let guard = Guarded::new(region.as_ptr().addr(), size).context("too many mappings")?;
+        Ok(Self { guard: Some(guard), region })
     }
 
     /// Maps `size` bytes of fresh zeroes that belong to nobody else.
@@ -51,7 +56,7 @@ impl Mapping {
     pub fn anonymous(size: u64) -> anyhow::Result<Self> {
         let size = usize::try_from(size).context("memory region is too large")?;
         let region = MmapRegion::new(size).with_context(|| format!("mapping {size} bytes"))?;
-        Ok(Self { region })
+        Ok(Self { guard: None, region })
     }
 
     /// A range as the kernel takes it. Good for as long as the mapping lives.
@@ -101,10 +106,10 @@ impl Mapping {
         Ok(unsafe { self.region.as_ptr().add(offset) })
     }
 
-    /// First address, for telling faults apart.
+    /// Whether the front end has taken the memory back.
     #[must_use]
-    pub fn address(&self) -> usize {
-        self.region.as_ptr().addr()
+    pub fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guarded::is_lost)
     }
 
     /// Bytes.

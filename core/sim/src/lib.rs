@@ -1,4 +1,7 @@
 //! The world around the core: guests, memory, clusters and the checkers that watch them.
 
 pub mod memory;
+pub mod negotiate;
 pub mod arena;
+pub mod driver;
+pub mod hostile;
