@@ -10,7 +10,7 @@ use super::aside::Asides;
 use super::ground::Ground;
 use super::inline::carry_out;
 use super::options::EngineKind;
-use super::probe::never_sleeps;
+use super::probe::best_engine;
 use super::threads::Threads;
 use super::uring::Uring;
 use super::work::Work;
@@ -37,13 +37,11 @@ pub(super) enum Engine {
 impl Engine {
     /// The engine that was asked for, or the best one for the file; and its name, with the
     /// reason where it is not the best.
-    //= spec/store.md#STO-6
     pub(super) fn new(
         ground: Ground,
         wanted: Option<EngineKind>,
     ) -> anyhow::Result<(Self, String)> {
-        let best = if never_sleeps(&ground.file) { EngineKind::Inline } else { EngineKind::Uring };
-        let kind = wanted.unwrap_or(best);
+        let kind = wanted.unwrap_or_else(|| best_engine(&ground.file));
         let engine = match kind {
             EngineKind::Inline => {
                 Self::Inline { ground, work: Work::new(), asides: Asides::default() }
