@@ -6,3 +6,4 @@ pub mod arena;
 pub mod ram;
 pub mod rig;
 pub mod reference;
+pub mod compare;
