@@ -1,6 +1,7 @@
 //! The world around the core: guests, memory, clusters and the checkers that watch them.
 
 pub mod arena;
+pub mod compare;
 pub mod driver;
 pub mod history;
 pub mod hostile;
