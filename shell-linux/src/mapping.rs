@@ -8,13 +8,14 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use crate::sigbus::Guarded;
 use anyhow::{Context, ensure};
 use rustix::fs::FileType;
 use rustix::mm::Advice;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::sigbus::Guarded;
 
 /// The largest page of any Linux: its multiples are whole pages everywhere.
 const PAGE_BYTES_MAX: usize = 64 << 10;
@@ -208,6 +209,35 @@ impl Mappings {
         let into = into.find(offset, u64::from(segment.len))?;
         // SAFETY: both ranges have been checked just now and stay mapped during the call.
         unsafe { copy(from, into, segment.len as usize) };
+        Ok(())
+    }
+
+    /// Copies bytes of this process into a segment of the same length.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_in(&self, from: &[u8], segment: Segment) -> Result<(), OutOfRegion> {
+        let into = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if from.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: the segment has been checked just now, `from` is as long, and private memory
+        // does not overlap a mapping that is shared.
+        unsafe { copy(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Copies a segment to bytes of this process.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_out(&self, segment: Segment, into: &mut [u8]) -> Result<(), OutOfRegion> {
+        let from = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if into.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: as in `copy_in`, the other way round.
+        unsafe { copy(from, into.as_mut_ptr(), into.len()) };
         Ok(())
     }
 
