@@ -113,6 +113,8 @@ impl Shard<'_> {
             Some(queue) => queue,
             None => self.queues.acquire().ok_or(ControlFault::QueuePool)?,
         };
+        // It must not stand in a list that it has forgotten.
+        self.unpublish(queue);
         self.queues[queue] = Queue { device, index, size, ..Queue::EMPTY };
         self.devices[device].vrings[usize::from(index)].queue = queue;
         Ok(())
@@ -206,7 +208,8 @@ impl Shard<'_> {
     }
 
     fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
-        self.unpublish(queue);
+        // The last batch may have just been published: its notification is still to be polled.
+        debug_assert!(!self.queues[queue].publishing, "nothing is under way");
         let state = &mut self.queues[queue];
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];
@@ -319,8 +322,8 @@ impl Shard<'_> {
     /// Drops what has not been sent: the rest of requests that wait for replies, and requests
     /// that stand in a list, wherever that is.
     fn drop_unsent(&mut self, device: u32) {
-        for request in self.requests.used_mut().filter(|request| request.device == device) {
-            if !request.is_done() {
+        for request in self.requests.used_mut() {
+            if self.queues[request.queue].device == device && !request.is_done() {
                 request.fail(crate::blk::Status::IoErr);
             }
         }
@@ -338,7 +341,7 @@ impl Shard<'_> {
         let mut kept = Fifo::EMPTY;
         while let Some(slot) = list.pop(&mut self.requests) {
             let request = &mut self.requests[slot];
-            if request.device != device {
+            if self.queues[request.queue].device != device {
                 kept.push(&mut self.requests, slot);
                 continue;
             }

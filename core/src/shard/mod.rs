@@ -32,6 +32,7 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
+use crate::virtqueue::chain::Links;
 use crate::virtqueue::{QueueFault, SplitRing};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
@@ -190,6 +191,7 @@ pub struct Shard<'s> {
     /// Images and devices with something for the shell.
     image_news: Fifo<0>,
     device_news: Fifo<0>,
+    links: Links,
     stopping: bool,
     counters: Counters,
     trace: Trace,
@@ -221,6 +223,7 @@ impl<'s> Shard<'s> {
             unplaced: Fifo::EMPTY,
             image_news: Fifo::EMPTY,
             device_news: Fifo::EMPTY,
+            links: Links::EMPTY,
             stopping: false,
             counters: Counters::default(),
             trace: Trace::new(),
@@ -256,7 +259,7 @@ impl<'s> Shard<'s> {
         let index = self.devices.acquire()?;
         let image = &mut self.images[config.image.0];
         image.devices += 1;
-        self.devices[index] = Device::new(config, &image.config);
+        self.devices[index] = Device::new(config);
         Some(DeviceId(index))
     }
 
