@@ -1,8 +1,13 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod control;
 pub mod cpu;
 pub mod mailbox;
 pub mod mapping;
+pub mod shard_loop;
 pub mod sigbus;
+pub mod size;
+pub mod socket;
 pub mod store;
 pub mod sys;
+pub mod tools;

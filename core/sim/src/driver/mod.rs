@@ -275,3 +275,6 @@ impl Driver {
 
 /// A driver's own memory was checked when the driver was made.
 const MAPPED: &str = "the driver's memory is mapped";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! The commands, one file each.
+
+pub mod demo;
+pub mod qemu_args;
+pub mod serve_one;
