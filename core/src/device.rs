@@ -336,6 +336,12 @@ impl Device {
         self.protocol
     }
 
+    /// The answer that the shell has not polled yet.
+    #[must_use]
+    pub const fn pending_reply(&self) -> Option<ControlReply> {
+        self.reply
+    }
+
     /// Whether no front end has said anything yet.
     pub(crate) fn is_untouched(&self) -> bool {
         self.phase == Phase::Open

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use crate::sigbus::Guarded;
 use anyhow::{Context, ensure};
 use rustix::fs::FileType;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
@@ -17,6 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// One mapped piece of a front end's memory; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
+    // Dropped first: an address that is unmapped is not guarded any more.
+    guard: Guarded,
     region: MmapRegion,
 }
 
@@ -37,13 +40,14 @@ impl Mapping {
         let size = usize::try_from(size).context("memory region is too large")?;
         let file = FileOffset::new(File::from(fd), offset);
         let region = MmapRegion::from_file(file, size).context("mapping guest memory")?;
-        Ok(Self { region })
+        let guard = Guarded::new(region.as_ptr().addr(), size).context("too many mappings")?;
+        Ok(Self { guard, region })
     }
 
-    /// First address, for telling faults apart.
+    /// Whether the front end has taken the memory back.
     #[must_use]
-    pub fn address(&self) -> usize {
-        self.region.as_ptr().addr()
+    pub fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 
     /// Bytes.

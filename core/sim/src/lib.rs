@@ -2,3 +2,5 @@
 
 pub mod memory;
 pub mod arena;
+pub mod driver;
+pub mod hostile;

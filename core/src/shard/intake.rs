@@ -98,10 +98,10 @@ impl Shard<'_> {
         idle
     }
 
-    /// Whether any queue is visited at each poll.
+    /// Whether any queue is served at all: if not, only the control side can bring work.
     #[must_use]
-    pub const fn has_active(&self) -> bool {
-        !self.active.is_empty()
+    pub const fn has_queues(&self) -> bool {
+        !self.active.is_empty() || !self.armed.is_empty()
     }
 
     fn sample(&mut self, mem: &impl SharedMemory) {

@@ -1,0 +1,96 @@
+//! Where a driver keeps its rings and what belongs to its requests.
+
+use sluice_core::limits::RANGES_MAX;
+use sluice_core::memory::RegionId;
+use sluice_core::virtqueue::Rings;
+use sluice_core::virtqueue::layout::{
+    DESC_BYTES, avail_ring_bytes, desc_table_bytes, used_ring_bytes,
+};
+
+/// Bytes of a slot: header and status lie in one cache line, as they do in Linux' requests.
+pub(super) const SLOT_BYTES: u64 = 64;
+/// Where in a slot the status byte lies, behind the header.
+pub(super) const SLOT_STATUS: u64 = 16;
+/// Bytes for the ranges of one discard or write-zeroes.
+pub(super) const RANGES_BYTES: u64 = 16 * RANGES_MAX as u64;
+
+/// Parts that both sides write must not share a cache line with others.
+const ALIGN: u64 = 64;
+
+/// The memory of one queue's driver. Everything lies in one region; data may lie anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The region of everything below.
+    pub region: RegionId,
+    /// Guest-physical address of the region's first byte.
+    pub guest: u64,
+    /// Offset of the descriptor table.
+    pub desc: u64,
+    /// Offset of the available ring.
+    pub avail: u64,
+    /// Offset of the used ring.
+    pub used: u64,
+    /// Offset of the headers and status bytes, 64 bytes for each descriptor of the ring.
+    pub slots: u64,
+    /// Offset of the ranges, 256 bytes for each descriptor of the ring.
+    pub ranges: u64,
+    /// Offset of the indirect tables, one of `table_entries` for each descriptor of the ring.
+    pub tables: u64,
+    /// Entries in an indirect table; with 0 no request is indirect.
+    pub table_entries: u16,
+    /// Entries of the ring, a power of two.
+    pub size: u16,
+}
+
+impl Layout {
+    /// Everything one behind the other from `offset` on.
+    #[must_use]
+    pub const fn new(
+        region: RegionId,
+        guest: u64,
+        offset: u64,
+        size: u16,
+        table_entries: u16,
+    ) -> Self {
+        let desc = offset.next_multiple_of(ALIGN);
+        let avail = (desc + desc_table_bytes(size)).next_multiple_of(ALIGN);
+        let used = (avail + avail_ring_bytes(size)).next_multiple_of(ALIGN);
+        let slots = (used + used_ring_bytes(size)).next_multiple_of(ALIGN);
+        let ranges = slots + SLOT_BYTES * size as u64;
+        let tables = ranges + RANGES_BYTES * size as u64;
+        Self { region, guest, desc, avail, used, slots, ranges, tables, table_entries, size }
+    }
+
+    /// Offset of the first byte behind everything, when made by [`new`](Self::new).
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.tables + DESC_BYTES * self.table_entries as u64 * self.size as u64
+    }
+
+    /// The rings as the core takes them.
+    #[must_use]
+    pub const fn rings(&self) -> Rings {
+        Rings {
+            desc: (self.region, self.desc),
+            avail: (self.region, self.avail),
+            used: (self.region, self.used),
+        }
+    }
+
+    /// Guest-physical address of an offset.
+    pub(super) const fn guest_address(&self, offset: u64) -> u64 {
+        self.guest + offset
+    }
+
+    pub(super) const fn slot(&self, head: u16) -> u64 {
+        self.slots + SLOT_BYTES * head as u64
+    }
+
+    pub(super) const fn slot_ranges(&self, head: u16) -> u64 {
+        self.ranges + RANGES_BYTES * head as u64
+    }
+
+    pub(super) const fn table(&self, head: u16) -> u64 {
+        self.tables + DESC_BYTES * self.table_entries as u64 * head as u64
+    }
+}
