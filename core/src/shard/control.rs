@@ -109,10 +109,13 @@ impl Shard<'_> {
             return Err(ControlFault::Running);
         }
         let found = self.find_queue(QueueId { device: DeviceId(device), index });
-        let queue = match found {
-            Some(queue) => queue,
-            None => self.queues.acquire().ok_or(ControlFault::QueuePool)?,
-        };
+        if let Some(queue) = found {
+            // Its driver may still have to be notified of what came back before it stopped.
+            let notifying = self.queues[queue].notifying;
+            self.queues[queue] = Queue { device, index, size, notifying, ..Queue::EMPTY };
+            return Ok(());
+        }
+        let queue = self.queues.acquire().ok_or(ControlFault::QueuePool)?;
         self.queues[queue] = Queue { device, index, size, ..Queue::EMPTY };
         self.devices[device].vrings[usize::from(index)].queue = queue;
         Ok(())
@@ -206,7 +209,6 @@ impl Shard<'_> {
     }
 
     fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
-        self.unpublish(queue);
         let state = &mut self.queues[queue];
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];

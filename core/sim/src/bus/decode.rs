@@ -4,7 +4,7 @@ use sluice_core::blk::Status;
 use sluice_core::limits::{RANGE_SECTORS_MAX, RANGES_MAX};
 use sluice_core::virtqueue::layout::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 
-use crate::ram::{Extent, ONCE, READ, Ram, WRITE};
+use super::ram::{Extent, ONCE, READ, Ram, WRITE};
 
 /// What a disk promises to its guest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -144,7 +144,11 @@ pub fn decode(ram: &Ram, guest: u32, desc: Extent, head: u16, disk: &Disk) -> Li
                 Expect::Done(if kind == 0 { Kind::Read } else { Kind::Write })
             }
         }
-        4 => Expect::Done(Kind::Flush),
+        4 => {
+            // Something is left to do until a sync has been sent.
+            live.uncovered = vec![(0, 0)];
+            Expect::Done(Kind::Flush)
+        }
         8 => {
             live.before = gather(ram, &landing);
             live.data_bytes = bytes(&landing);

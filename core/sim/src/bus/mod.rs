@@ -4,7 +4,12 @@
 //! itself, and grants and revokes the rights on which all of the device's accesses are checked.
 //! Nothing here is shared with the core but the layout of a ring.
 
-use std::collections::BTreeMap;
+pub mod ram;
+pub mod decode;
+pub mod memory;
+pub mod parts;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_core::blk::Status;
 use sluice_core::virtqueue::layout::{
@@ -12,9 +17,9 @@ use sluice_core::virtqueue::layout::{
     used_event_offset,
 };
 
-use crate::decode::{Disk, Expect, Kind, Live, decode, gather};
+use decode::{Disk, Expect, Kind, Live, decode, gather};
 use crate::log::{Violation, Who};
-use crate::ram::{Extent, ONCE, POISON, READ, Ram, WRITE};
+use ram::{Extent, ONCE, POISON, READ, Ram, WRITE};
 
 /// One ring under observation.
 #[derive(Debug)]
@@ -68,44 +73,41 @@ pub struct Bus {
     pub rings: BTreeMap<(u32, u16), Ring>,
     /// What each guest's disk promises.
     pub disks: BTreeMap<u32, Disk>,
-    /// Chains taken and given back since the last look.
+    /// Images that have seen a sync fail.
+    pub poisoned: BTreeSet<u32>,
+    /// Chains taken since the last look.
     pub fetches: u32,
     found: Vec<Violation>,
 }
 
 impl Bus {
-    /// The device is about to be told that a ring runs. A ring that is known goes on.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a ring")]
-    pub fn start(
-        &mut self,
-        ram: &mut Ram,
-        who: (u32, u16),
-        size: u16,
-        desc: Extent,
-        avail: Extent,
-        used: Extent,
-        event_idx: bool,
-        enabled: bool,
-    ) {
-        let fresh = || Ring {
+    /// A driver has laid a ring out, empty, at these places.
+    pub fn add(&mut self, who: (u32, u16), size: u16, [desc, avail, used]: [Extent; 3]) {
+        let ring = Ring {
             guest: who.0,
             size,
             desc,
             avail,
             used,
-            event_idx,
+            event_idx: false,
             running: false,
-            enabled,
+            enabled: false,
             offered: 0,
             acquired: 0,
             fetched: 0,
             returned: 0,
             live: BTreeMap::new(),
             owed: false,
-            ready: true,
+            ready: false,
             overtaken: 0,
         };
-        let ring = self.rings.entry(who).or_insert_with(fresh);
+        self.rings.insert(who, ring);
+    }
+
+    /// The device is about to be told that a ring runs, at the place where it was stopped.
+    pub fn start(&mut self, ram: &mut Ram, who: (u32, u16), event_idx: bool, enabled: bool) {
+        let Some(ring) = self.rings.get_mut(&who) else { return };
+        let size = ring.size;
         (ring.running, ring.enabled, ring.event_idx) = (true, enabled, event_idx);
         ring.acquired = ring.fetched;
         (ring.ready, ring.overtaken) = (true, 0);
@@ -244,7 +246,7 @@ impl Bus {
                 self.found.push(Violation { invariant: "I03", what });
                 continue;
             };
-            if let Err((invariant, what)) = judge(ram, &disk, &live, len) {
+            if let Err((invariant, what)) = judge(ram, &disk, self.poisoned.contains(&disk.image), &live, len) {
                 let what = format!("{who:?} head {id}: {what}");
                 self.found.push(Violation { invariant, what });
             }
@@ -350,7 +352,13 @@ fn silence(ram: &mut Ram, ring: &mut Ring) {
 }
 
 /// Whether status and used length say what happened.
-fn judge(ram: &Ram, disk: &Disk, live: &Live, len: u32) -> Result<(), (&'static str, String)> {
+fn judge(
+    ram: &Ram,
+    disk: &Disk,
+    poisoned: bool,
+    live: &Live,
+    len: u32,
+) -> Result<(), (&'static str, String)> {
     let wrong = |what: String| Err(("I04", what));
     let status = live.status.map(|place| ram.bytes(place)[0]);
     let done = match (live.expect, status) {
@@ -365,7 +373,9 @@ fn judge(ram: &Ram, disk: &Disk, live: &Live, len: u32) -> Result<(), (&'static 
         }
         (Expect::Done(kind), Some(0)) => kind,
         (Expect::Done(kind), Some(status)) => {
-            if status != Status::IoErr as u8 || len != 1 || !live.failed {
+            //= spec/blk.md#BLK-16
+            let spoilt = poisoned && !matches!(kind, Kind::Read | Kind::GetId);
+            if status != Status::IoErr as u8 || len != 1 || !(live.failed || spoilt) {
                 return wrong(format!("{kind:?} answered {status} {len}"));
             }
             return Ok(());

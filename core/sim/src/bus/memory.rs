@@ -11,9 +11,9 @@ use core::cell::{RefCell, RefMut};
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::bus::Bus;
+use super::Bus;
 use crate::prng::Prng;
-use crate::ram::{Extent, Ram};
+use super::ram::{Extent, Ram};
 
 /// A mapping of (a part of) a chunk, as the shell made it.
 #[derive(Clone, Copy, Debug)]

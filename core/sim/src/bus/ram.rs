@@ -63,6 +63,12 @@ impl Ram {
         self.chunks.len() - 1
     }
 
+    /// How many chunks there are.
+    #[must_use]
+    pub fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
     /// A chunk.
     #[must_use]
     pub fn chunk(&self, index: usize) -> &Chunk {
