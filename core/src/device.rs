@@ -6,7 +6,6 @@
 
 use bitflags::bitflags;
 
-use crate::blk::Limits;
 use crate::blk::config::{BlkConfig, BlkFeatures};
 use crate::image::{ImageConfig, ImageId};
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
@@ -269,7 +268,7 @@ pub struct Device {
     pub(crate) phase: Phase,
     pub(crate) map: MemoryMap,
     pub(crate) vrings: [Vring; QUEUES_PER_DEVICE_MAX as usize],
-    pub(crate) limits: Limits,
+    features: BlkFeatures,
     pub(crate) inflight: Option<InflightArea>,
     /// Requests that have been taken and not given back.
     pub(crate) live: u32,
@@ -278,6 +277,9 @@ pub struct Device {
     /// The queue whose base has been asked for, and since when.
     pub(crate) draining: Option<(u16, Instant)>,
     pub(crate) reply: Option<ControlReply>,
+    /// The answer that was deferred. Not the same place: a message that came too early may have
+    /// been refused in the meantime.
+    pub(crate) late_reply: Option<ControlReply>,
     /// Broken queues that the shell has not been told of.
     pub(crate) broken: u32,
     /// Whether the shell has to close the connection.
@@ -293,28 +295,29 @@ pub struct Device {
 impl Device {
     /// A place for a device.
     #[must_use]
-    pub fn vacant() -> Self {
+    pub const fn vacant() -> Self {
         let config = DeviceConfig {
             image: ImageId(0),
             serial: [0; crate::blk::request::ID_BYTES],
             queues: 1,
         };
-        Self::new(config, &crate::image::Image::VACANT.config)
+        Self::new(config)
     }
 
-    pub(crate) fn new(config: DeviceConfig, image: &ImageConfig) -> Self {
+    pub(crate) const fn new(config: DeviceConfig) -> Self {
         Self {
             config,
             phase: Phase::Open,
             map: MemoryMap::new(),
             vrings: [Vring { queue: NO_QUEUE, base: 0, enabled: false };
                 QUEUES_PER_DEVICE_MAX as usize],
-            limits: image.limits(BlkFeatures::empty()),
+            features: BlkFeatures::empty(),
             inflight: None,
             live: 0,
             running: 0,
             draining: None,
             reply: None,
+            late_reply: None,
             broken: 0,
             evict: false,
             left: false,
@@ -327,7 +330,7 @@ impl Device {
     /// The negotiated features.
     #[must_use]
     pub const fn features(&self) -> BlkFeatures {
-        self.limits.features
+        self.features
     }
 
     /// The negotiated protocol features.
@@ -358,7 +361,7 @@ impl Device {
     pub(crate) fn reset(&mut self) {
         self.phase = Phase::Open;
         self.vrings.fill(Vring { queue: NO_QUEUE, base: 0, enabled: false });
-        self.limits.features = BlkFeatures::empty();
+        self.features = BlkFeatures::empty();
         self.inflight = None;
         self.draining = None;
         self.owner = false;
@@ -452,10 +455,10 @@ impl Device {
         if !BlkFeatures::offered(image).contains(features) {
             return Err(ControlFault::NotOffered);
         }
-        if self.running > 0 && features != self.limits.features {
+        if self.running > 0 && features != self.features {
             return Err(ControlFault::Running);
         }
-        self.limits = image.limits(features);
+        self.features = features;
         Ok(Step::Answer(ControlReply::Done))
     }
 
@@ -469,7 +472,7 @@ impl Device {
 
     /// Rings without a negotiated protocol start enabled.
     pub(crate) fn is_enabled(&self, index: u16) -> bool {
-        !self.limits.features.contains(BlkFeatures::PROTOCOL_FEATURES)
+        !self.features.contains(BlkFeatures::PROTOCOL_FEATURES)
             || self.vrings[usize::from(index)].enabled
     }
 }

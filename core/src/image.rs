@@ -56,6 +56,7 @@ impl ImageConfig {
             capacity_sectors: self.capacity_sectors,
             block_sectors: (u64::from(self.block_bytes) / SECTOR_BYTES).max(1),
             read_only: self.read_only,
+            poisoned: self.poisoned,
             features,
         }
     }

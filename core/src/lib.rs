@@ -30,6 +30,7 @@ pub mod placement;
 pub mod op;
 pub mod request;
 mod complete;
+pub mod gate;
 pub mod device;
 pub mod shard;
 pub mod trace;

@@ -188,6 +188,7 @@ struct Entry {
 struct Live {
     region: Region,
     index: u8,
+    set: RegionSet,
 }
 
 /// The memory of one front end: every guest address passes through here exactly once.
@@ -219,7 +220,8 @@ impl MemoryMap {
             return Err(MapFault::Overlap);
         }
         let index = self.entries.iter().position(|e| e.hold == Hold::Free).ok_or(MapFault::Full)?;
-        let live = Live { region, index: u8::try_from(index).map_err(|_| MapFault::Full)? };
+        let short = u8::try_from(index).map_err(|_| MapFault::Full)?;
+        let live = Live { region, index: short, set: RegionSet(1 << short) };
         self.live.push(live).map_err(|_| MapFault::Full)?;
         self.entries[index] = Entry { id: region.id, hold: Hold::Live, users: 0 };
         Ok(())
@@ -314,21 +316,19 @@ impl MemoryMap {
 
     /// Finds what is contiguous at a guest address: `len` bytes, or fewer at a region's end.
     ///
-    /// `None` when the first byte lies in no region, or when the range wraps.
+    /// `None` when the first byte lies in no region.
     //= spec/virtqueue.md#VQ-9
     #[must_use]
     #[inline]
     pub fn translate(&self, guest: u64, len: u32) -> Option<Place> {
-        guest.checked_add(u64::from(len))?;
         for live in &self.live {
             let offset = guest.wrapping_sub(live.region.guest);
             if offset < live.region.size {
                 let rest = live.region.size - offset;
-                let len = u32::try_from(rest).unwrap_or(u32::MAX).min(len);
-                return Some(Place {
-                    segment: Segment::new(live.region.id, offset, len),
-                    region: RegionSet(1 << live.index),
-                });
+                #[expect(clippy::cast_possible_truncation, reason = "less than a 32-bit number")]
+                let len = if rest < u64::from(len) { rest as u32 } else { len };
+                let segment = Segment::new(live.region.id, offset, len);
+                return Some(Place { segment, region: live.set });
             }
         }
         None
@@ -435,7 +435,10 @@ mod tests {
         assert_eq!(place.segment, Segment::new(RegionId(7), 0xfff, 1));
         assert_eq!(map.translate(0x4000, 1), None);
         assert_eq!(map.translate(0x1fff, 8), None);
-        assert_eq!(map.translate(u64::MAX, 8), None, "the range wraps");
+        assert_eq!(map.translate(u64::MAX, 8), None);
+        map.add(region(9, u64::MAX - 0xfff, 0x20_0000, 0x1000)).unwrap();
+        let place = map.translate(u64::MAX - 7, 9).unwrap();
+        assert_eq!(place.segment, Segment::new(RegionId(9), 0xff8, 8), "up to the last address");
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x10), Some((RegionId(8), 0xff0)));
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x11), None);
         assert_eq!(find_user(map.regions(), 0x8ff0, u64::MAX), None);

@@ -30,8 +30,6 @@ pub enum RequestKind {
 pub struct Request {
     /// The queue it came from, as a place in the shard's pool.
     pub(crate) queue: u32,
-    /// The device, likewise.
-    pub(crate) device: u32,
     /// The image, likewise.
     pub(crate) image: u32,
     pub(crate) kind: RequestKind,
@@ -59,37 +57,29 @@ pub struct Request {
 pub(crate) struct Cursor {
     /// Next byte of the image.
     offset: u64,
-    /// Bytes left from there in the current range.
+    /// Bytes left from there: of the payload, or of the current range.
     len: u64,
     /// Payload bytes cut so far.
     skip: u64,
-    /// The range after the current one, and the number of ranges.
-    next_range: u8,
-    ranges: u8,
-    /// Syncs left to cut: `next_sync` counts placement groups looked at.
-    pub(crate) next_sync: u32,
-    syncs: u32,
+    /// Steps begun, of how many: a range, or a look for somebody to sync.
+    pub(crate) step: u32,
+    steps: u32,
 }
 
 impl Cursor {
-    pub(crate) const DONE: Self =
-        Self { offset: 0, len: 0, skip: 0, next_range: 0, ranges: 0, next_sync: 0, syncs: 0 };
+    pub(crate) const DONE: Self = Self { offset: 0, len: 0, skip: 0, step: 0, steps: 0 };
 
     pub(crate) const fn payload(offset: u64, len: u64) -> Self {
         Self { offset, len, ..Self::DONE }
     }
 
-    pub(crate) const fn ranges(count: u8) -> Self {
-        Self { ranges: count, ..Self::DONE }
+    pub(crate) const fn steps(count: u32) -> Self {
+        Self { steps: count, ..Self::DONE }
     }
 
-    /// As many looks for a sync as there may be holders of unsynced writes.
-    pub(crate) const fn syncs(count: u32) -> Self {
-        Self { syncs: count, ..Self::DONE }
-    }
-
+    #[inline]
     pub(crate) const fn is_done(&self) -> bool {
-        self.len == 0 && self.next_range == self.ranges && self.next_sync == self.syncs
+        self.len == 0 && self.step == self.steps
     }
 }
 
@@ -134,7 +124,6 @@ impl Request {
     /// A place for a request.
     pub const EMPTY: Self = Self {
         queue: 0,
-        device: 0,
         image: 0,
         kind: RequestKind::Answered,
         token: ChainToken(0),
@@ -165,12 +154,12 @@ impl Request {
                 return (!cursor.is_done()).then_some(slice);
             }
             RequestKind::Discard | RequestKind::WriteZeroes => {
-                if cursor.len == 0 && cursor.next_range < cursor.ranges {
-                    let range = ranges[usize::from(cursor.next_range)];
+                if cursor.len == 0 && cursor.step < cursor.steps {
+                    let range = ranges[cursor.step as usize];
                     (cursor.offset, cursor.len) = (range.offset, range.len);
-                    cursor.next_range += 1;
+                    cursor.step += 1;
                 }
-                let current = ranges[usize::from(cursor.next_range.saturating_sub(1))];
+                let current = ranges[cursor.step.saturating_sub(1) as usize];
                 match self.kind {
                     RequestKind::Discard => OpKind::Discard,
                     _ => OpKind::WriteZeroes { unmap: current.unmap },
@@ -190,7 +179,7 @@ impl Request {
     #[inline]
     pub(crate) fn advance(&mut self, slice: &Slice) {
         match slice.kind {
-            OpKind::Sync => self.cursor.next_sync += 1,
+            OpKind::Sync => self.cursor.step += 1,
             OpKind::Read | OpKind::Write => self.cursor.skip += slice.len,
             OpKind::Discard | OpKind::WriteZeroes { .. } => {}
         }

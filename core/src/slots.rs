@@ -23,15 +23,20 @@ pub struct SlotId {
 #[derive(Clone, Debug)]
 pub struct Slot<T, const LINKS: usize> {
     links: [u32; LINKS],
+    /// Odd while the place is in use: no name of a free place is ever given out.
     generation: u32,
-    in_use: bool,
     value: T,
 }
 
 impl<T, const LINKS: usize> Slot<T, LINKS> {
     /// A free place holding `value`, ready to be lent to [`Slots::new`].
     pub const fn new(value: T) -> Self {
-        Self { links: [NONE; LINKS], generation: 0, in_use: false, value }
+        Self { links: [NONE; LINKS], generation: 0, value }
+    }
+
+    #[inline]
+    const fn in_use(&self) -> bool {
+        self.generation & 1 == 1
     }
 }
 
@@ -91,9 +96,8 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
             return None;
         };
         let slot = &mut self.places[index as usize];
-        debug_assert!(!slot.in_use);
-        slot.in_use = true;
-        slot.links[0] = NONE;
+        debug_assert!(!slot.in_use());
+        slot.generation = slot.generation.wrapping_add(1);
         self.available -= 1;
         Some(index)
     }
@@ -102,8 +106,7 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
     #[inline]
     pub fn release(&mut self, index: u32) {
         let slot = &mut self.places[index as usize];
-        assert!(slot.in_use, "released twice");
-        slot.in_use = false;
+        assert!(slot.in_use(), "released twice");
         slot.generation = slot.generation.wrapping_add(1);
         slot.links[0] = self.free;
         self.free = index;
@@ -122,12 +125,18 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
     #[inline]
     pub fn find(&self, id: SlotId) -> Option<u32> {
         let slot = self.places.get(id.index as usize)?;
-        (slot.in_use && slot.generation == id.generation).then_some(id.index)
+        (slot.generation == id.generation && slot.in_use()).then_some(id.index)
     }
 
     /// The indices of the places in use. For control work, not for the data path.
     pub fn used(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.fresh).filter(|&index| self.places[index as usize].in_use)
+        (0..self.fresh).filter(|&index| self.places[index as usize].in_use())
+    }
+
+    /// The values of the places in use. For control work, not for the data path.
+    pub fn used_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let places = self.places.iter_mut().take(self.fresh as usize);
+        places.filter(|slot| slot.in_use()).map(|slot| &mut slot.value)
     }
 }
 

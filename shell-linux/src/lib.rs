@@ -1,7 +1,14 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
+pub mod control;
 pub mod cpu;
+pub mod frontend;
 pub mod mailbox;
 pub mod mapping;
+pub mod shard_loop;
 pub mod sigbus;
+pub mod size;
+pub mod socket;
+pub mod store;
 pub mod sys;
+pub mod tools;

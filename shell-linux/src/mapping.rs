@@ -8,18 +8,23 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use crate::sigbus::Guarded;
 use anyhow::{Context, ensure};
 use rustix::fs::FileType;
+use rustix::mm::Advice;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::sigbus::Guarded;
+
+/// The largest page of any Linux: its multiples are whole pages everywhere.
+const PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// One mapped piece of a front end's memory; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     // Dropped first: an address that is unmapped is not guarded any more.
-    guard: Guarded,
+    guard: Option<Guarded>,
     region: MmapRegion,
 }
 
@@ -41,13 +46,70 @@ impl Mapping {
         let file = FileOffset::new(File::from(fd), offset);
         let region = MmapRegion::from_file(file, size).context("mapping guest memory")?;
         let guard = Guarded::new(region.as_ptr().addr(), size).context("too many mappings")?;
-        Ok(Self { guard, region })
+        Ok(Self { guard: Some(guard), region })
+    }
+
+    /// Maps `size` bytes of fresh zeroes that belong to nobody else.
+    ///
+    /// # Errors
+    /// When there is no address space for them.
+    pub fn anonymous(size: u64) -> anyhow::Result<Self> {
+        let size = usize::try_from(size).context("memory region is too large")?;
+        let region = MmapRegion::new(size).with_context(|| format!("mapping {size} bytes"))?;
+        Ok(Self { guard: None, region })
+    }
+
+    /// A range as the kernel takes it. Good for as long as the mapping lives.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`]
+    #[inline]
+    pub fn iovec(&self, offset: u64, len: u64) -> Result<libc::iovec, OutOfRegion> {
+        let start = self.find(offset, len)?;
+        let len = usize::try_from(len).map_err(|_| OutOfRegion)?;
+        Ok(libc::iovec { iov_base: start.cast(), iov_len: len })
+    }
+
+    /// Makes a range of an anonymous mapping read as zeroes; whole pages are given back.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`]
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), OutOfRegion> {
+        let start = self.find(offset, len)?;
+        let len = usize::try_from(len).map_err(|_| OutOfRegion)?;
+        let head = start.align_offset(PAGE_BYTES_MAX).min(len);
+        let pages = (len - head) / PAGE_BYTES_MAX * PAGE_BYTES_MAX;
+        let tail = len - head - pages;
+        // SAFETY: the three pieces make up the checked range. No reference into the mapping
+        // exists, and what `DontNeed` drops from private anonymous pages reads as zeroes.
+        unsafe {
+            start.write_bytes(0, head);
+            let middle = start.add(head);
+            if pages > 0
+                && rustix::mm::madvise(middle.cast(), pages, Advice::LinuxDontNeed).is_err()
+            {
+                middle.write_bytes(0, pages);
+            }
+            middle.add(pages).write_bytes(0, tail);
+        }
+        Ok(())
+    }
+
+    /// The address of `len` bytes that lie inside.
+    #[inline]
+    fn find(&self, offset: u64, len: u64) -> Result<*mut u8, OutOfRegion> {
+        if offset.checked_add(len).is_none_or(|end| end > self.region.size() as u64) {
+            return Err(OutOfRegion);
+        }
+        let offset = usize::try_from(offset).map_err(|_| OutOfRegion)?;
+        // SAFETY: `offset` is at most the length of the mapping.
+        Ok(unsafe { self.region.as_ptr().add(offset) })
     }
 
     /// Whether the front end has taken the memory back.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.guard.is_lost()
+        self.guard.as_ref().is_some_and(Guarded::is_lost)
     }
 
     /// Bytes.
@@ -114,6 +176,71 @@ impl Mappings {
         Ok(libc::iovec { iov_base: start.cast(), iov_len: segment.len as usize })
     }
 
+    /// Copies `from` from `offset` on into a segment.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when either range is not mapped; nothing has been copied then.
+    #[inline]
+    pub fn copy_into(
+        &self,
+        segment: Segment,
+        from: &Mapping,
+        offset: u64,
+    ) -> Result<(), OutOfRegion> {
+        let into = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        let from = from.find(offset, u64::from(segment.len))?;
+        // SAFETY: both ranges have been checked just now and stay mapped during the call.
+        unsafe { copy(from, into, segment.len as usize) };
+        Ok(())
+    }
+
+    /// Copies a segment to `offset` of `into`.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when either range is not mapped; nothing has been copied then.
+    #[inline]
+    pub fn copy_from(
+        &self,
+        segment: Segment,
+        into: &Mapping,
+        offset: u64,
+    ) -> Result<(), OutOfRegion> {
+        let from = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        let into = into.find(offset, u64::from(segment.len))?;
+        // SAFETY: both ranges have been checked just now and stay mapped during the call.
+        unsafe { copy(from, into, segment.len as usize) };
+        Ok(())
+    }
+
+    /// Copies bytes of this process into a segment of the same length.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_in(&self, from: &[u8], segment: Segment) -> Result<(), OutOfRegion> {
+        let into = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if from.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: the segment has been checked just now, `from` is as long, and private memory
+        // does not overlap a mapping that is shared.
+        unsafe { copy(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Copies a segment to bytes of this process.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_out(&self, segment: Segment, into: &mut [u8]) -> Result<(), OutOfRegion> {
+        let from = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if into.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: as in `copy_in`, the other way round.
+        unsafe { copy(from, into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
     /// The address of `len` bytes that lie inside one mapping.
     #[inline]
     fn find(&self, region: RegionId, offset: u64, len: u64) -> Result<*mut u8, OutOfRegion> {
@@ -135,6 +262,50 @@ impl Mappings {
         }
         // SAFETY: two aligned bytes of a live mapping; other parties access them as one index.
         Ok(unsafe { AtomicU16::from_ptr(start) })
+    }
+}
+
+/// Copies bytes that a guest may write at the same time: it gets either value.
+///
+/// The compiler sees one opaque instruction, so nothing is assumed of the bytes.
+///
+/// # Safety
+/// Both ranges are mapped; they do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy(from: *const u8, into: *mut u8, len: usize) {
+    // SAFETY: the caller's ranges; the direction flag is clear on entry to any asm block.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") from => _,
+            inout("rdi") into => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies bytes that a guest may write at the same time: it gets either value.
+///
+/// # Safety
+/// Both ranges are mapped; they do not overlap.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy(from: *const u8, into: *mut u8, len: usize) {
+    let words = if from.cast::<u64>().is_aligned() && into.cast::<u64>().is_aligned() {
+        len / 8
+    } else {
+        0
+    };
+    // SAFETY: words and bytes lie inside the caller's ranges, and the words are aligned.
+    unsafe {
+        for at in 0..words {
+            let word = from.cast::<u64>().add(at).read_volatile();
+            into.cast::<u64>().add(at).write_volatile(word);
+        }
+        for at in words * 8..len {
+            into.add(at).write_volatile(from.add(at).read_volatile());
+        }
     }
 }
 

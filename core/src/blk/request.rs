@@ -130,6 +130,8 @@ pub struct Limits {
     pub block_sectors: u64,
     /// Whether writing is refused.
     pub read_only: bool,
+    /// Whether flushing is refused too, because an earlier sync failed.
+    pub poisoned: bool,
     /// What was negotiated.
     pub features: BlkFeatures,
 }
@@ -149,13 +151,14 @@ pub fn parse(
     segments: &mut [Segment; SEGMENTS_MAX],
     ranges: &mut [Range; RANGES_MAX],
 ) -> Verdict {
-    let Some(status) = chain.last_writable else { return Verdict::Unanswerable };
+    let Some(last) = chain.last_writable else { return Verdict::Unanswerable };
+    let status = Segment::new(last.region(), last.offset + u64::from(last.len) - 1, 1);
     let readable = usize::from(chain.readable);
     let (head, tail) = segments.split_at_mut(readable);
     let parsed = if chain.fault.is_some() || chain.readable_bytes < u64::from(HEADER_BYTES) {
         Err(Status::IoErr)
     } else {
-        let writable = &mut tail[..usize::from(chain.writable)];
+        let writable = &mut tail[..usize::from(chain.count - chain.readable)];
         request(mem, limits, chain, head, writable, ranges)
     };
     match parsed {
@@ -195,6 +198,8 @@ fn request(
             Ok((BlkRequest::Write { offset }, incoming))
         }
         //= spec/blk.md#BLK-8
+        //= spec/blk.md#BLK-16
+        TYPE_FLUSH if limits.poisoned => Err(Status::IoErr),
         TYPE_FLUSH => Ok((BlkRequest::Flush, Data::default())),
         //= spec/blk.md#BLK-10
         TYPE_GET_ID => Ok((BlkRequest::GetId, outgoing())),
@@ -277,7 +282,7 @@ fn check_sectors(limits: &Limits, sector: u64, count: u64) -> Result<(), Status>
 //= spec/blk.md#BLK-6
 #[inline]
 fn check_writable(limits: &Limits) -> Result<(), Status> {
-    if limits.read_only { Err(Status::IoErr) } else { Ok(()) }
+    if limits.read_only || limits.poisoned { Err(Status::IoErr) } else { Ok(()) }
 }
 
 /// Copies and checks all ranges before any is carried out.

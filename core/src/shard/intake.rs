@@ -1,16 +1,17 @@
 //! From rings to requests: whose turn it is, and how many chains are taken.
 
 use super::{Shard, Turn};
-use crate::blk::{BlkRequest, Status, Verdict, parse};
-use crate::device::QueueId;
-use crate::image::{Capture, CaptureNews, ImageId};
-use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH};
+use crate::blk::{BlkRequest, Limits, Range, Verdict, parse};
+use crate::device::{Device, QueueId};
+use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
+use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{Segment, SharedMemory};
+use crate::placement::PgMap;
 use crate::request::{Cursor, Request, RequestKind};
 use crate::trace::TraceEvent;
 use crate::virtqueue::chain::walk;
 use crate::virtqueue::layout::Descriptor;
-use crate::virtqueue::{ChainToken, QueueFault};
+use crate::virtqueue::{Chain, ChainToken, QueueFault};
 
 /// How much one poll may do.
 #[derive(Clone, Copy, Debug)]
@@ -243,121 +244,59 @@ impl Shard<'_> {
                 mem.prefetch(place.segment.region(), place.segment.offset);
             }
         }
-        let mut counted = 0;
+        let image = &mut self.images[device.config.image.0];
+        let mut intake = Intake {
+            limits: image.config.limits(device.features()),
+            device,
+            queue: index,
+            holders: sync_holders(&self.map, &image.config),
+        };
+        let ready = match image.capture {
+            Capture::Granted => &mut self.cut,
+            Capture::None | Capture::Asked => &mut image.waiting,
+        };
+        let waiting = ready.len();
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
-            self.admit(mem, index, head, first)?;
-            counted += 1;
+            if let Some(inflight) = &mut queue.inflight {
+                inflight.mark(mem, ChainToken(head.into()))?;
+            }
+            let Some(slot) = self.requests.acquire() else { break };
+            let segments = &mut self.segments[slot as usize];
+            let chain = walk(mem, &intake.device.map, ring, head, first, &mut self.links, segments);
+            let ranges = &mut self.ranges[slot as usize];
+            let request = &mut self.requests[slot];
+            if intake.admit(mem, &chain, segments, ranges, request) {
+                ready.push(&mut self.requests, slot);
+            } else {
+                queue.done.push(&mut self.requests, slot);
+            }
         }
+        let count = u32::try_from(taken).unwrap_or(0);
+        queue.live += count;
+        intake.device.live += count;
+        self.counters.requests += u64::from(count);
+        //= spec/lifecycle.md#LIF-11
+        if image.capture == Capture::None && ready.len() > waiting {
+            image.capture = Capture::Asked;
+            image.news = Some(CaptureNews::Take);
+            let id = intake.device.config.image;
+            self.trace.push(TraceEvent::CaptureAsked(id));
+            self.list_image(id.0);
+        }
+        self.list_publishing(index);
         match fault {
             Some(fault) => Err(fault),
-            None => Ok(counted),
+            None => Ok(count),
         }
     }
 
-    /// Makes a request of one chain.
+    /// Lists a queue for the next publish if it has something for it.
     #[inline]
-    fn admit(
-        &mut self,
-        mem: &impl SharedMemory,
-        index: u32,
-        head: u16,
-        first: Descriptor,
-    ) -> Result<(), QueueFault> {
+    fn list_publishing(&mut self, index: u32) {
         let queue = &mut self.queues[index];
-        let device_index = queue.device;
-        let device = &mut self.devices[device_index];
-        let Some(ring) = &mut queue.ring else { return Ok(()) };
-        if let Some(inflight) = &mut queue.inflight {
-            inflight.mark(mem, ChainToken(head.into()))?;
-        }
-        let Some(slot) = self.requests.acquire() else { return Ok(()) };
-        let segments = &mut self.segments[slot as usize];
-        let ranges = &mut self.ranges[slot as usize];
-        let chain = walk(mem, &device.map, ring, head, first, segments);
-        let verdict = parse(mem, &device.limits, &chain, segments, ranges);
-        device.map.hold(chain.regions);
-        device.live += 1;
-        queue.live += 1;
-        self.counters.requests += 1;
-
-        let image = device.config.image;
-        let request = &mut self.requests[slot];
-        *request = Request {
-            queue: index,
-            device: device_index,
-            image: image.0,
-            token: chain.token,
-            regions: chain.regions,
-            ..Request::EMPTY
-        };
-        let (kind, data) = match verdict {
-            Verdict::Unanswerable => {
-                self.counters.unanswerable += 1;
-                self.complete(slot);
-                return Ok(());
-            }
-            Verdict::Refuse(status, status_at) => {
-                request.status = status;
-                request.status_at = status_at;
-                self.complete(slot);
-                return Ok(());
-            }
-            Verdict::Accept(kind, data, status_at) => {
-                request.status_at = status_at;
-                (kind, data)
-            }
-        };
-        request.first_segment = data.first;
-        request.segments = data.count;
-        let bytes = data.bytes;
-        let len = u32::try_from(bytes).unwrap_or(u32::MAX);
-        (request.kind, request.cursor) = match kind {
-            BlkRequest::Read { offset } => {
-                request.delivers = len;
-                (RequestKind::Read, Cursor::payload(offset, bytes))
-            }
-            BlkRequest::Write { offset } => (RequestKind::Write, Cursor::payload(offset, bytes)),
-            BlkRequest::Flush => (RequestKind::Flush, Cursor::DONE),
-            BlkRequest::Discard { count } => (RequestKind::Discard, Cursor::ranges(count)),
-            BlkRequest::WriteZeroes { count } => (RequestKind::WriteZeroes, Cursor::ranges(count)),
-            BlkRequest::GetId => {
-                let first = usize::from(data.first);
-                let parts = &segments[first..first + usize::from(data.count)];
-                request.delivers = write_id(mem, parts, &device.config.serial);
-                self.complete(slot);
-                return Ok(());
-            }
-        };
-        self.submit(slot, image);
-        Ok(())
-    }
-
-    /// Sends a parsed request on: to be cut, or to wait for its image.
-    #[inline]
-    fn submit(&mut self, slot: u32, id: ImageId) {
-        if self.requests[slot].kind == RequestKind::Flush {
-            self.requests[slot].cursor = Cursor::syncs(self.sync_holders(id));
-        }
-        let image = &mut self.images[id.0];
-        let request = &mut self.requests[slot];
-        //= spec/blk.md#BLK-16
-        if image.config.poisoned && request.kind != RequestKind::Read {
-            request.fail(Status::IoErr);
-            self.complete(slot);
-            return;
-        }
-        request.listed = true;
-        match image.capture {
-            Capture::Granted => self.cut.push(&mut self.requests, slot),
-            Capture::Asked => image.waiting.push(&mut self.requests, slot),
-            //= spec/lifecycle.md#LIF-11
-            Capture::None => {
-                image.waiting.push(&mut self.requests, slot);
-                image.capture = Capture::Asked;
-                image.news = Some(CaptureNews::Take);
-                self.trace.push(TraceEvent::CaptureAsked(id));
-                self.list_image(id.0);
-            }
+        if !queue.publishing && !queue.done.is_empty() {
+            queue.publishing = true;
+            self.publishing.push(&mut self.queues, index);
         }
     }
 
@@ -367,12 +306,105 @@ impl Shard<'_> {
         let request = &self.requests[slot];
         debug_assert!(!request.listed && request.is_done());
         let index = request.queue;
-        let queue = &mut self.queues[index];
-        queue.done.push(&mut self.requests, slot);
-        if !queue.publishing {
-            queue.publishing = true;
-            self.publishing.push(&mut self.queues, index);
+        self.queues[index].done.push(&mut self.requests, slot);
+        self.list_publishing(index);
+    }
+}
+
+/// Makes requests of the chains of one queue.
+struct Intake<'d> {
+    device: &'d mut Device,
+    limits: Limits,
+    queue: u32,
+    /// How many looks a flush takes to find everybody it has to sync.
+    holders: u32,
+}
+
+impl Intake<'_> {
+    /// Makes a request of one chain; `true` when there is something to carry out, `false` when
+    /// it has its answer already.
+    #[inline]
+    fn admit(
+        &mut self,
+        mem: &impl SharedMemory,
+        chain: &Chain,
+        segments: &mut [Segment; SEGMENTS_MAX],
+        ranges: &mut [Range; RANGES_MAX],
+        request: &mut Request,
+    ) -> bool {
+        let (kind, data, status_at) = match parse(mem, &self.limits, chain, segments, ranges) {
+            Verdict::Accept(kind, data, status_at) => (kind, data, status_at),
+            Verdict::Refuse(status, status_at) => {
+                self.fill(request, chain, RequestKind::Answered, Cursor::DONE, status_at);
+                request.status = status;
+                return false;
+            }
+            Verdict::Unanswerable => {
+                self.fill(request, chain, RequestKind::Answered, Cursor::DONE, Segment::EMPTY);
+                return false;
+            }
+        };
+        let (kind, cursor) = match kind {
+            BlkRequest::Read { offset } => (RequestKind::Read, Cursor::payload(offset, data.bytes)),
+            BlkRequest::Write { offset } => {
+                (RequestKind::Write, Cursor::payload(offset, data.bytes))
+            }
+            BlkRequest::Flush => (RequestKind::Flush, Cursor::steps(self.holders)),
+            BlkRequest::Discard { count } => (RequestKind::Discard, Cursor::steps(count.into())),
+            BlkRequest::WriteZeroes { count } => {
+                (RequestKind::WriteZeroes, Cursor::steps(count.into()))
+            }
+            BlkRequest::GetId => {
+                let first = usize::from(data.first);
+                let places = &segments[first..first + usize::from(data.count)];
+                self.fill(request, chain, RequestKind::Answered, Cursor::DONE, status_at);
+                request.delivers = write_id(mem, places, &self.device.config.serial);
+                return false;
+            }
+        };
+        self.fill(request, chain, kind, cursor, status_at);
+        request.first_segment = data.first;
+        request.segments = data.count;
+        if kind == RequestKind::Read {
+            request.delivers = u32::try_from(data.bytes).unwrap_or(u32::MAX);
         }
+        request.listed = true;
+        true
+    }
+
+    #[inline]
+    fn fill(
+        &mut self,
+        request: &mut Request,
+        chain: &Chain,
+        kind: RequestKind,
+        cursor: Cursor,
+        status_at: Segment,
+    ) {
+        self.device.map.hold(chain.regions);
+        *request = Request {
+            queue: self.queue,
+            image: self.device.config.image.0,
+            kind,
+            token: chain.token,
+            status_at,
+            regions: chain.regions,
+            cursor,
+            ..Request::EMPTY
+        };
+    }
+}
+
+/// How many looks a flush of this image takes to find everybody who may hold its writes.
+///
+/// All of them, always: writes acknowledged by a daemon that has died since have to be covered
+/// too.
+//= spec/blk.md#BLK-17
+#[inline]
+fn sync_holders(map: &PgMap<'_>, image: &ImageConfig) -> u32 {
+    match image.backing {
+        Backing::Store => 1,
+        Backing::Cluster { pool, .. } => map.pool(pool).map_or(1, |pool| pool.pg_count),
     }
 }
 

@@ -32,6 +32,7 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
+use crate::virtqueue::chain::Links;
 use crate::virtqueue::{QueueFault, SplitRing};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
@@ -190,6 +191,7 @@ pub struct Shard<'s> {
     /// Images and devices with something for the shell.
     image_news: Fifo<0>,
     device_news: Fifo<0>,
+    links: Links,
     stopping: bool,
     counters: Counters,
     trace: Trace,
@@ -221,6 +223,7 @@ impl<'s> Shard<'s> {
             unplaced: Fifo::EMPTY,
             image_news: Fifo::EMPTY,
             device_news: Fifo::EMPTY,
+            links: Links::EMPTY,
             stopping: false,
             counters: Counters::default(),
             trace: Trace::new(),
@@ -256,7 +259,7 @@ impl<'s> Shard<'s> {
         let index = self.devices.acquire()?;
         let image = &mut self.images[config.image.0];
         image.devices += 1;
-        self.devices[index] = Device::new(config, &image.config);
+        self.devices[index] = Device::new(config);
         Some(DeviceId(index))
     }
 
@@ -310,6 +313,9 @@ impl<'s> Shard<'s> {
     }
 
     /// Takes in what the control side sends.
+    ///
+    /// The answer to a control event has to be taken by [`poll_effect`](Self::poll_effect)
+    /// before the same device gets its next event: there is room for one.
     ///
     /// # Errors
     /// [`MapError`] for a cluster update that is refused; everything else is answered by an
@@ -379,7 +385,7 @@ impl<'s> Shard<'s> {
     fn device_effect(&mut self, index: u32) -> Option<Effect> {
         let id = DeviceId(index);
         let device = &mut self.devices[index];
-        if let Some(reply) = device.reply.take() {
+        if let Some(reply) = device.reply.take().or_else(|| device.late_reply.take()) {
             return Some(Effect::Reply(id, reply));
         }
         if let Some(region) = device.map.take_unused() {

@@ -49,7 +49,7 @@ impl Shard<'_> {
         let index = self.parts.find(id).expect("an operation under way");
         let part = &self.parts[index];
         let request = &self.requests[part.request];
-        let gone = self.devices[request.device].phase == Phase::Leaving;
+        let gone = self.devices[self.queues[request.queue].device].phase == Phase::Leaving;
         Pieces::new(request, part, &self.segments[part.request as usize], gone)
     }
 
@@ -65,8 +65,12 @@ impl Shard<'_> {
         let part = self.parts[index];
         self.parts.release(index);
         let request = &mut self.requests[part.request];
-        let outcome = part.outcome(reply);
         let image = request.image;
+        let mut outcome = part.outcome(reply);
+        if part.kind == OpKind::Sync {
+            outcome = self.synced(ImageId(image), outcome);
+        }
+        let request = &mut self.requests[part.request];
         request.join(outcome);
         if request.is_done() {
             if !request.listed {
@@ -75,9 +79,6 @@ impl Shard<'_> {
         } else if !request.listed && request.wants_cut() {
             request.listed = true;
             self.cut.push(&mut self.requests, part.request);
-        }
-        if outcome != Status::Ok && part.kind == OpKind::Sync {
-            self.poison(ImageId(image));
         }
     }
 
@@ -128,7 +129,7 @@ impl Shard<'_> {
                 return None;
             }
             Route::Covered => {
-                self.requests[slot].cursor.next_sync += 1;
+                self.requests[slot].cursor.step += 1;
                 self.cut.push(&mut self.requests, slot);
                 return None;
             }
@@ -164,7 +165,7 @@ impl Shard<'_> {
             Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
         };
         let pg = match slice.kind {
-            OpKind::Sync => PgNum(request.cursor.next_sync + 1),
+            OpKind::Sync => PgNum(request.cursor.step + 1),
             _ => self.map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
         };
         let Some(osd) = self.map.primary(pool, pg) else { return Route::Nowhere };
@@ -175,30 +176,22 @@ impl Shard<'_> {
         Route::To(Target::Osd(cluster, osd), inode)
     }
 
-    /// How many looks a flush of this image takes to find everybody who may hold its writes.
-    ///
-    /// All of them, always: writes acknowledged by a daemon that has died since have to be
-    /// covered too.
-    //= spec/blk.md#BLK-17
-    #[inline]
-    pub(super) fn sync_holders(&self, id: ImageId) -> u32 {
-        match self.images[id.0].config.backing {
-            Backing::Store => 1,
-            Backing::Cluster { pool, .. } => self.map.pool(pool).map_or(1, |pool| pool.pg_count),
-        }
-    }
-
-    /// A sync failed: what was written since the last good one may be lost, and nothing that is
-    /// written from now on could make up for it.
+    /// What a sync's end means for its flush. After one has failed, what was written since the
+    /// last good one may be lost; another that succeeds proves nothing, not even one that was
+    /// under way at the same time.
     //= spec/blk.md#BLK-16
-    fn poison(&mut self, id: ImageId) {
+    fn synced(&mut self, id: ImageId, outcome: Status) -> Status {
         let image = &mut self.images[id.0];
-        if !image.config.poisoned {
+        if image.config.poisoned {
+            return Status::IoErr;
+        }
+        if outcome != Status::Ok {
             image.config.poisoned = true;
             image.newly_poisoned = true;
             self.trace.push(TraceEvent::Poisoned(id));
             self.list_image(id.0);
         }
+        outcome
     }
 
     #[inline]

@@ -1,0 +1,201 @@
+//! One front end's connection: look, judge, and let one whole message in at a time.
+
+use core::fmt;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluice_core::device::DeviceId;
+use sluice_core::gate::{self, Arm, Decision, GateFault, Header};
+use vhost::vhost_user::BackendReqHandler;
+
+use super::handler::{Handler, Verdict};
+use super::quiet::Quiet;
+use super::{answer, look};
+use crate::mailbox::ControlEnd;
+
+/// Messages of one connection before the others have their turn.
+const BUDGET: u32 = 16;
+
+/// Where a connection stands after its turn.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// There is nothing to do until something happens on its socket, or its stop is answered.
+    Parked,
+    /// Its turn is over, its messages are not.
+    Again,
+    /// It has ended.
+    Closed(End),
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The front end closed it.
+    Gone,
+    /// Bytes that are no message.
+    Gate(GateFault),
+    /// The dispatcher found a message wrong.
+    Malformed(vhost::vhost_user::Error),
+    /// A message was refused, and the front end could not be told or cannot go on.
+    Refused,
+    /// A message, or the reading of its answer, took too long.
+    Deadline,
+    /// Another client waits, and this one never said that it owns the device.
+    Silent,
+    /// The device cannot serve it any more.
+    Evicted,
+    /// The shard has ended.
+    ShardGone,
+    /// The socket failed.
+    Socket(rustix::io::Errno),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => write!(f, "the front end closed the connection"),
+            Self::Gate(fault) => write!(f, "the front end does not speak vhost-user ({fault:?})"),
+            Self::Malformed(error) => write!(f, "the front end sent a wrong message: {error}"),
+            Self::Refused => write!(f, "a message was refused"),
+            Self::Deadline => write!(f, "the front end stopped in the middle of a message"),
+            Self::Silent => write!(f, "the front end said nothing, and another one waits"),
+            Self::Evicted => write!(f, "the disk cannot be served to this front end any more"),
+            Self::ShardGone => write!(f, "the shard has ended"),
+            Self::Socket(error) => write!(f, "the socket failed: {error}"),
+        }
+    }
+}
+
+pub(super) struct Connection<'e> {
+    stream: UnixStream,
+    requests: BackendReqHandler<Handler<'e>>,
+    handler: Arc<Handler<'e>>,
+    opened: Instant,
+    /// Since when a message, or room for an answer, is incomplete.
+    stuck: Option<Instant>,
+    /// The answer to a stop is due; nothing is read until it has been given.
+    stopping: bool,
+}
+
+impl<'e> Connection<'e> {
+    #[expect(clippy::arc_with_non_send_sync, reason = "the dispatcher asks for it; one thread")]
+    pub(super) fn new(
+        stream: UnixStream,
+        end: &'e ControlEnd,
+        device: DeviceId,
+        name: Rc<str>,
+        quiet: Rc<Quiet>,
+        now: Instant,
+    ) -> std::io::Result<Self> {
+        let handler = Arc::new(Handler::new(end, device, name, quiet));
+        let requests = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&handler));
+        Ok(Self { stream, requests, handler, opened: now, stuck: None, stopping: false })
+    }
+
+    pub(super) const fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// When it came.
+    pub(super) const fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Since when it has been in the middle of something.
+    pub(super) const fn stuck(&self) -> Option<Instant> {
+        self.stuck
+    }
+
+    /// Whether a front end has made itself the owner.
+    pub(super) fn is_owned(&self) -> bool {
+        self.handler.is_owned()
+    }
+
+    /// Lets messages in, as many as its turn allows.
+    pub(super) fn turn(&mut self, now: Instant) -> Progress {
+        match self.messages(now) {
+            Ok(progress) => progress,
+            Err(end) => Progress::Closed(end),
+        }
+    }
+
+    //= spec/vhost-user.md#VHU-1
+    fn messages(&mut self, now: Instant) -> Result<Progress, End> {
+        for _ in 0..BUDGET {
+            if self.stopping {
+                // What follows the stop stays unread, so its end is not seen behind it.
+                return match look::hung_up(&self.stream).map_err(End::Socket)? {
+                    true => Err(End::Gone),
+                    false => Ok(Progress::Parked),
+                };
+            }
+            let facts = look::look(&self.stream).map_err(End::Socket)?;
+            match gate::judge(&facts) {
+                Decision::Idle => {
+                    self.stuck = None;
+                    return Ok(Progress::Parked);
+                }
+                Decision::Wait | Decision::WaitWrite => {
+                    self.stuck.get_or_insert(now);
+                    return Ok(Progress::Parked);
+                }
+                Decision::Bad(fault) => return Err(End::Gate(fault)),
+                Decision::Eof => return Err(End::Gone),
+                Decision::Whole(arm, header) => {
+                    self.stuck = None;
+                    match arm {
+                        Arm::Known => self.dispatch(header)?,
+                        Arm::Unknown => self.unknown(header)?,
+                    }
+                }
+            }
+        }
+        Ok(Progress::Again)
+    }
+
+    //= spec/vhost-user.md#VHU-5
+    fn dispatch(&mut self, header: Header) -> Result<(), End> {
+        let done = self.requests.handle_request();
+        match (self.handler.take_verdict(), done) {
+            (Verdict::Pass, Ok(())) => Ok(()),
+            (Verdict::Pass, Err(error)) => Err(End::Malformed(error)),
+            // A refusal that has an answer of its own.
+            (Verdict::Nack, Ok(())) => Ok(()),
+            (Verdict::Nack, Err(_)) if self.is_told(header) => Ok(()),
+            (Verdict::Nack | Verdict::Close, _) => Err(End::Refused),
+            (Verdict::Deferred, _) => {
+                self.stopping = true;
+                Ok(())
+            }
+            (Verdict::ShardGone, _) => Err(End::ShardGone),
+        }
+    }
+
+    //= spec/vhost-user.md#VHU-3
+    fn unknown(&self, header: Header) -> Result<(), End> {
+        tracing::debug!(request = header.request, "a request that is not implemented");
+        if !look::take(&self.stream, header).map_err(End::Socket)? {
+            return Err(End::Gate(GateFault::Cut));
+        }
+        if self.is_told(header) {
+            answer::refuse(&self.stream, header).map_err(End::Socket)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the front end hears of a refusal.
+    fn is_told(&self, header: Header) -> bool {
+        header.needs_reply() && self.handler.acknowledges()
+    }
+
+    /// Gives a stop its answer.
+    //= spec/vhost-user.md#VHU-9
+    pub(super) fn stopped(&mut self, index: u16, base: u16) -> Result<(), End> {
+        if !std::mem::take(&mut self.stopping) {
+            return Ok(());
+        }
+        answer::vring_base(&self.stream, index, base).map_err(End::Socket)
+    }
+}

@@ -1,0 +1,34 @@
+//! What front ends hand over: descriptors that are kept from children, and are what they
+//! should be.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, ensure};
+use rustix::fs::OFlags;
+use rustix::io::FdFlags;
+
+/// Takes a received descriptor over. It arrives inheritable, and a child has no business with a
+/// guest's memory.
+//= spec/vhost-user.md#VHU-6
+pub(super) fn own(file: File) -> rustix::io::Result<OwnedFd> {
+    let fd = OwnedFd::from(file);
+    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Refuses what is no eventfd: a write to anything else could block, or land somewhere.
+//= spec/vhost-user.md#VHU-7
+pub(super) fn check_eventfd(fd: impl AsFd) -> anyhow::Result<()> {
+    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let target = std::fs::read_link(&link).with_context(|| format!("reading {link}"))?;
+    ensure!(
+        target.as_os_str() == "anon_inode:[eventfd]",
+        "the descriptor is no eventfd but {}",
+        target.display()
+    );
+    // A full counter must not hold up the thread that signals it.
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The control thread: one loop for the front ends of all disks.
+//!
+//! A message enters the dispatcher only when it is whole and its answer fits, so no front end
+//! can hold up another one. A message is one event for the device's shard, whose next turn is
+//! waited for; what takes longer comes back as news. What messages mean is the core's to say.
+
+mod answer;
+mod connection;
+mod descriptors;
+mod front;
+mod handler;
+mod look;
+mod quiet;
+mod remedy;
+mod sys;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use sluice_core::device::{ControlReply, DeviceId};
+
+use self::connection::End;
+use self::front::Front;
+use crate::mailbox::{Bell, ControlEnd, News};
+
+/// A disk and the way to it.
+#[derive(Debug)]
+pub struct Served {
+    /// The disk's number on its shard.
+    pub device: DeviceId,
+    /// The shard, by the place of its mailbox.
+    pub shard: usize,
+    /// The disk's name, for the log.
+    pub name: String,
+    /// Where its front end comes from.
+    pub socket: Socket,
+}
+
+/// Where a front end comes from.
+#[derive(Debug)]
+pub enum Socket {
+    /// It connects here; when it has left, the next one may.
+    Listen(UnixListener),
+    /// It is connected already, and there is no other.
+    Connected(UnixStream),
+}
+
+/// What may be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long a message may stay incomplete or unanswerable, and how long a front end that
+    /// says nothing may keep others out.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { patience: Duration::from_secs(5) }
+    }
+}
+
+/// Serves front ends until `stop` rings.
+///
+/// `ends` are the mailboxes of the shards. Front ends that are connected when it returns see
+/// their connection close.
+///
+/// # Errors
+/// When a disk names a shard there is none of, or epoll cannot be had.
+pub fn run(
+    served: Vec<Served>,
+    ends: &[ControlEnd],
+    stop: &Bell,
+    options: Options,
+) -> anyhow::Result<()> {
+    let poller = epoll::create(epoll::CreateFlags::CLOEXEC).context("creating an epoll")?;
+    watch(&poller, stop, Token::Stop)?;
+    for (end, shard) in ends.iter().zip(0..) {
+        watch(&poller, &end.bell, Token::Bell(shard))?;
+    }
+    let mut fronts = Vec::with_capacity(served.len());
+    for (Served { device, shard, name, socket }, index) in served.into_iter().zip(0..) {
+        ensure!(shard < ends.len(), "{name}: there is no shard {shard}");
+        let (listener, stream) = match socket {
+            Socket::Listen(listener) => (Some(listener), None),
+            Socket::Connected(stream) => (None, Some(stream)),
+        };
+        let mut front = Front::new(device, shard, &ends[shard], &name, listener);
+        if let Some(listener) = front.listener() {
+            listener.set_nonblocking(true).context(name.clone())?;
+            watch(&poller, listener, Token::Listener(index))?;
+        }
+        if let Some(stream) = stream {
+            front.connect(stream, Instant::now()).context(name)?;
+            watch_front(&poller, &front, index)?;
+        }
+        fronts.push(front);
+    }
+    let again = fronts.iter().map(|front| front.stream().is_some()).collect();
+    Loop { poller, ends, fronts, again, patience: options.patience }.run()
+}
+
+/// What an event is about. The rest are numbers of shards and of fronts.
+#[derive(Clone, Copy)]
+enum Token {
+    Stop,
+    Bell(u32),
+    Listener(u32),
+    Connection(u32),
+}
+
+impl Token {
+    const fn pack(self) -> u64 {
+        let (kind, index) = match self {
+            Self::Stop => (0, 0),
+            Self::Bell(shard) => (1, shard),
+            Self::Listener(front) => (2, front),
+            Self::Connection(front) => (3, front),
+        };
+        kind << 32 | index as u64
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of what was packed")]
+    const fn unpack(data: u64) -> Self {
+        let index = data as u32;
+        match data >> 32 {
+            0 => Self::Stop,
+            1 => Self::Bell(index),
+            2 => Self::Listener(index),
+            _ => Self::Connection(index),
+        }
+    }
+}
+
+struct Loop<'e> {
+    poller: OwnedFd,
+    ends: &'e [ControlEnd],
+    fronts: Vec<Front<'e>>,
+    /// Which fronts have their turn.
+    again: Vec<bool>,
+    patience: Duration,
+}
+
+impl Loop<'_> {
+    fn run(&mut self) -> anyhow::Result<()> {
+        loop {
+            if self.wait()? {
+                return Ok(());
+            }
+            let now = Instant::now();
+            // Connections before listeners: who has gone makes room for who comes.
+            self.news();
+            for index in 0..self.fronts.len() {
+                if std::mem::take(&mut self.again[index]) {
+                    self.again[index] = self.fronts[index].turn(now);
+                }
+            }
+            for index in 0..self.fronts.len() {
+                self.fronts[index].check(now, self.patience);
+                if self.fronts[index].accept(now) {
+                    let number = u32::try_from(index).context("too many disks")?;
+                    watch_front(&self.poller, &self.fronts[index], number)?;
+                    self.again[index] = true;
+                }
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do; `true` when that is to end.
+    fn wait(&mut self) -> anyhow::Result<bool> {
+        let timeout = if self.again.contains(&true) {
+            Some(Duration::ZERO)
+        } else {
+            let deadlines = self.fronts.iter().filter_map(|front| front.deadline(self.patience));
+            deadlines.min().map(|due| due.saturating_duration_since(Instant::now()))
+        };
+        let timeout = timeout.map(Timespec::try_from).transpose()?;
+        let mut events = Vec::with_capacity(64);
+        let room = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(&self.poller, room, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("waiting for front ends"),
+        }
+        for event in events {
+            match Token::unpack(event.data.u64()) {
+                Token::Stop => return Ok(true),
+                Token::Bell(shard) => self.ends[shard as usize].bell.clear(),
+                Token::Listener(front) => self.fronts[front as usize].knock(),
+                Token::Connection(front) => self.again[front as usize] = true,
+            }
+        }
+        Ok(false)
+    }
+
+    /// What shards tell unasked.
+    fn news(&mut self) {
+        for (shard, end) in self.ends.iter().enumerate() {
+            while let Ok(news) = end.news.try_recv() {
+                let (News::Late(device, _) | News::Evict(device) | News::Left(device)) = news;
+                let of_it = |front: &Front<'_>| (front.shard, front.device) == (shard, device);
+                let Some(index) = self.fronts.iter().position(of_it) else { continue };
+                let front = &mut self.fronts[index];
+                match news {
+                    News::Late(_, ControlReply::VringBase { index, base }) => {
+                        front.stopped(index, base);
+                    }
+                    // Nothing else is ever late.
+                    News::Late(..) => {}
+                    News::Evict(_) => front.close(&End::Evicted),
+                    News::Left(_) => front.left(),
+                }
+                // What waited behind a stop comes next.
+                self.again[index] = true;
+            }
+        }
+    }
+}
+
+/// Edge-triggered: a piece of a message, or a full socket, must not keep the loop awake.
+fn watch(poller: &OwnedFd, fd: impl AsFd, token: Token) -> rustix::io::Result<()> {
+    use epoll::EventFlags as Flags;
+    let flags = match token {
+        Token::Connection(_) => Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET,
+        Token::Listener(_) => Flags::IN | Flags::ET,
+        Token::Stop | Token::Bell(_) => Flags::IN,
+    };
+    epoll::add(poller, fd, epoll::EventData::new_u64(token.pack()), flags)
+}
+
+fn watch_front(poller: &OwnedFd, front: &Front<'_>, index: u32) -> rustix::io::Result<()> {
+    front.stream().map_or(Ok(()), |stream| watch(poller, stream, Token::Connection(index)))
+}

@@ -1,0 +1,268 @@
+//! An image that is a raw file.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, ensure};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
+use sluice_core::image::{Backing, ImageConfig};
+use sluice_core::limits::SECTOR_BYTES;
+use sluice_core::op::{Op, OpKind, Piece, Reply};
+
+use super::align::Alignment;
+use super::counters::{Counters, Failures};
+use super::engine::Engine;
+use super::ground::Ground;
+use super::lock::{self, Captured};
+use super::options::OpenOptions;
+use super::work::failure;
+use super::{marker, probe};
+use crate::mapping::Mappings;
+
+/// A raw file and the engine that serves it.
+#[derive(Debug)]
+pub struct FileStore {
+    path: PathBuf,
+    bytes: u64,
+    config: ImageConfig,
+    how: String,
+    engine: Engine,
+    captured: bool,
+    /// To be given up when the last operation has ended.
+    leaving: bool,
+    /// A sync failed: what modifies fails from then on, whatever the caller does.
+    sync_failed: bool,
+    underway: u32,
+    failures: Failures,
+}
+
+impl FileStore {
+    //= spec/store.md#STO-3
+    pub(super) fn open(path: &Path, options: OpenOptions) -> anyhow::Result<Self> {
+        let shown = path.display();
+        ensure!(
+            matches!(options.block_bytes, 512 | 4096),
+            "a logical block has 512 or 4096 bytes, not {}",
+            options.block_bytes
+        );
+        // The mark of a poisoned image lies beside the file itself, not beside a link to it.
+        let path = path.canonicalize().with_context(|| format!("cannot open image {shown}"))?;
+        let mut how = std::fs::OpenOptions::new();
+        how.read(true).write(!options.read_only);
+        // What waits on opening, as a pipe does, is no image anyway.
+        how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = how.open(&path).with_context(|| format!("cannot open image {shown}"))?;
+        let about = file.metadata().with_context(|| format!("cannot look at {shown}"))?;
+        ensure!(about.is_file(), "{shown} is no regular file: images are raw files");
+        // With the flag left on, io_uring would answer EAGAIN where it has to wait.
+        fcntl_setfl(&file, OFlags::empty())?;
+        let (bytes, block) = (about.len(), u64::from(options.block_bytes));
+        ensure!(
+            bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES),
+            "{shown} has {bytes} bytes; an image has a multiple of 512, and not 0: resize it"
+        );
+        ensure!(
+            bytes.is_multiple_of(block),
+            "{shown} has {bytes} bytes, no multiple of its logical block of {block}: resize it"
+        );
+        let (file, way) = probe::open_best(&path, file, options, bytes)?;
+        let discard = !options.read_only && probe::can_punch(&file, bytes);
+        let config = ImageConfig {
+            backing: Backing::Store,
+            capacity_sectors: bytes / SECTOR_BYTES,
+            block_bytes: options.block_bytes,
+            read_only: options.read_only,
+            discard,
+            write_zeroes: !options.read_only,
+            poisoned: marker::is_there(&path),
+        };
+        let ground = Ground::new(file, way.alignment)?;
+        if !discard {
+            ground.punch.rule_out();
+        }
+        let (engine, served) = Engine::new(ground, options.engine)?;
+        let how = format!("engine {served}, {}", way.how);
+        Ok(Self {
+            path,
+            bytes,
+            config,
+            how,
+            engine,
+            captured: false,
+            leaving: false,
+            sync_failed: false,
+            underway: 0,
+            failures: Failures::default(),
+        })
+    }
+
+    pub(super) const fn config(&self) -> ImageConfig {
+        self.config
+    }
+
+    pub(super) const fn counters(&self) -> Counters {
+        self.failures.counters
+    }
+
+    #[inline]
+    pub(super) fn submit(
+        &mut self,
+        op: &Op,
+        pieces: impl Iterator<Item = Piece>,
+        mem: &Mappings,
+    ) -> Option<i64> {
+        let result = match self.check(op) {
+            Ok(()) => self.engine.submit(op, pieces, mem),
+            Err(errno) => Some(failure(errno)),
+        };
+        match result {
+            None => self.underway += 1,
+            Some(result) => self.look_at(result, op.kind, op.offset),
+        }
+        result
+    }
+
+    #[inline]
+    pub(super) fn kick(&mut self) {
+        self.engine.kick();
+    }
+
+    #[inline]
+    pub(super) fn reap(&mut self) -> Option<Reply> {
+        let ended = self.engine.reap()?;
+        self.underway -= 1;
+        if self.underway == 0 && self.leaving {
+            self.give_up();
+        }
+        self.look_at(ended.result, ended.kind, ended.offset);
+        Some(Reply { id: ended.id, result: ended.result, version: 0 })
+    }
+
+    pub(super) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.engine.wake_fd()
+    }
+
+    pub(super) fn capture(&mut self) -> Captured {
+        self.leaving = false;
+        if self.captured {
+            return Captured::Yes;
+        }
+        let file = &self.engine.ground().file;
+        match lock::take(file, self.config.read_only) {
+            Captured::Yes => {}
+            other => return other,
+        }
+        if let Err(error) = self.unchanged() {
+            lock::give_back(&self.engine.ground().file);
+            return Captured::Failed(error);
+        }
+        self.captured = true;
+        Captured::Yes
+    }
+
+    /// Whether the image is what was opened, perhaps long before it could be taken.
+    //= spec/store.md#STO-13
+    fn unchanged(&self) -> anyhow::Result<()> {
+        let path = self.path.display();
+        let ours = self.engine.ground().file.metadata().context("cannot look at the image")?;
+        let there = std::fs::metadata(&self.path).with_context(|| format!("{path} is gone"))?;
+        let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        ensure!(same, "{path} has been replaced since it was opened: attach it again");
+        ensure!(
+            ours.len() == self.bytes,
+            "{path} had {} bytes when it was opened and has {} now: attach it again",
+            self.bytes,
+            ours.len()
+        );
+        if marker::is_there(&self.path) && !self.config.poisoned {
+            return Err(anyhow!("{path} was poisoned since it was opened: attach it again"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self) {
+        if self.underway > 0 {
+            self.leaving = true;
+        } else {
+            self.give_up();
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.leaving = false;
+        if core::mem::take(&mut self.captured) {
+            lock::give_back(&self.engine.ground().file);
+        }
+    }
+
+    pub(super) fn poison(&mut self) -> anyhow::Result<()> {
+        self.config.poisoned = true;
+        self.sync_failed = true;
+        marker::set(&self.path)
+    }
+
+    /// What the core has seen to already, once more before bytes are moved.
+    //= spec/store.md#STO-4
+    #[inline]
+    fn check(&self, op: &Op) -> Result<(), Errno> {
+        if !self.captured {
+            return Err(Errno::NOLCK);
+        }
+        if op.offset.checked_add(op.len).is_none_or(|end| end > self.bytes) {
+            return Err(Errno::INVAL);
+        }
+        if op.kind == OpKind::Read {
+            return Ok(());
+        }
+        if self.sync_failed {
+            return Err(Errno::IO);
+        }
+        if self.config.read_only && op.kind != OpKind::Sync {
+            return Err(Errno::ROFS);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn look_at(&mut self, result: i64, kind: OpKind, offset: u64) {
+        if result < 0 {
+            //= spec/store.md#STO-8
+            self.sync_failed |= kind == OpKind::Sync;
+            self.failures.note(&self.path, kind, offset, -result);
+        }
+    }
+}
+
+impl fmt::Display for FileStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file {}, {} bytes, {}", self.path.display(), self.bytes, self.how)?;
+        if self.config.read_only {
+            f.write_str(", read-only")?;
+        }
+        if self.config.poisoned {
+            f.write_str(", POISONED")?;
+        }
+        Ok(())
+    }
+}
+
+//= spec/store.md#STO-15
+impl Drop for FileStore {
+    /// The kernel may still be writing to memory that the caller gives up next.
+    fn drop(&mut self) {
+        while self.underway > 0 {
+            self.engine.wait();
+            while self.reap().is_some() {}
+        }
+    }
+}
+
+/// How a file is reached.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) alignment: Alignment,
+    pub(super) how: &'static str,
+}
