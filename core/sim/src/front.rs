@@ -118,12 +118,17 @@ impl Front {
             BlkFeatures::INDIRECT_DESC,
             BlkFeatures::DISCARD,
             BlkFeatures::WRITE_ZEROES,
-            BlkFeatures::PROTOCOL_FEATURES,
         ] {
             if prng.chance(350) {
                 chosen.remove(optional);
             }
         }
+        // Whether queues have to be enabled is settled for a connection.
+        let protocol = match self.state {
+            State::Away => prng.chance(650),
+            State::Here | State::Leaving => self.has_protocol(),
+        };
+        chosen.set(BlkFeatures::PROTOCOL_FEATURES, protocol);
         self.features = chosen;
     }
 

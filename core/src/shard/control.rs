@@ -109,13 +109,12 @@ impl Shard<'_> {
             return Err(ControlFault::Running);
         }
         let found = self.find_queue(QueueId { device: DeviceId(device), index });
-        if let Some(queue) = found {
-            // Its driver may still have to be notified of what came back before it stopped.
-            let notifying = self.queues[queue].notifying;
-            self.queues[queue] = Queue { device, index, size, notifying, ..Queue::EMPTY };
-            return Ok(());
-        }
-        let queue = self.queues.acquire().ok_or(ControlFault::QueuePool)?;
+        let queue = match found {
+            Some(queue) => queue,
+            None => self.queues.acquire().ok_or(ControlFault::QueuePool)?,
+        };
+        // It must not stand in a list that it has forgotten.
+        self.unpublish(queue);
         self.queues[queue] = Queue { device, index, size, ..Queue::EMPTY };
         self.devices[device].vrings[usize::from(index)].queue = queue;
         Ok(())
@@ -209,6 +208,8 @@ impl Shard<'_> {
     }
 
     fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
+        // The last batch may have just been published: its notification is still to be polled.
+        debug_assert!(!self.queues[queue].publishing, "nothing is under way");
         let state = &mut self.queues[queue];
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];

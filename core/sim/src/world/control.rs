@@ -149,7 +149,7 @@ impl World<'_> {
             self.set_enabled(id, q, true);
         }
         self.input(Input::Control(DeviceId(id), event));
-        if let M::Enable(q, false) = message {
+        if let M::Enable(q, false) | M::GetBase(q) = message {
             self.set_enabled(id, q, false);
         }
     }
