@@ -1,13 +1,10 @@
 //! The world around the core: guests, memory, clusters and the checkers that watch them.
 
 pub mod arena;
-<<<<<<< HEAD
 pub mod bus;
 pub mod clock;
 pub mod cluster;
-=======
 pub mod compare;
->>>>>>> main
 pub mod driver;
 pub mod front;
 pub mod guest;
