@@ -68,9 +68,7 @@ impl Cluster {
     /// # Errors
     /// When there is none: I10.
     pub fn image_of(&self, op: &Op) -> Result<u32, String> {
-        let of_inode = |disk: &Disk| {
-            matches!(disk.config.backing, Backing::Cluster { inode, .. } if inode == op.inode)
-        };
+        let of_inode = |disk: &Disk| matches!(disk.config.backing, Backing::Cluster { inode, .. } if inode == op.inode);
         let found = match op.target {
             Target::Store(ImageId(index)) => Some(index as usize)
                 .filter(|&index| index < self.disks.len())

@@ -1,6 +1,7 @@
 //! The world around the core: guests, memory, clusters and the checkers that watch them.
 
 pub mod arena;
+pub mod belt;
 pub mod bus;
 pub mod clock;
 pub mod cluster;

@@ -85,7 +85,12 @@ impl Log {
 
     /// Writes down that a rule did not hold.
     pub fn violation(&mut self, now: u64, violation: Violation) {
-        self.line(now, None, "VIOLATION", format_args!("{} {}", violation.invariant, violation.what));
+        self.line(
+            now,
+            None,
+            "VIOLATION",
+            format_args!("{} {}", violation.invariant, violation.what),
+        );
         self.violations.push(violation);
     }
 }

@@ -179,7 +179,8 @@ fn judge_ranges(
     flags_allowed: u32,
     found: &mut Vec<(u64, u64)>,
 ) -> Result<(), Status> {
-    let well_formed = ranges.len().is_multiple_of(16) && (1..=RANGES_MAX).contains(&(ranges.len() / 16));
+    let well_formed =
+        ranges.len().is_multiple_of(16) && (1..=RANGES_MAX).contains(&(ranges.len() / 16));
     if disk.read_only || !well_formed {
         return Err(Status::IoErr);
     }

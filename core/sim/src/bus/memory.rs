@@ -12,8 +12,8 @@ use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Bus;
-use crate::prng::Prng;
 use super::ram::{Extent, Ram};
+use crate::prng::Prng;
 
 /// A mapping of (a part of) a chunk, as the shell made it.
 #[derive(Clone, Copy, Debug)]
@@ -303,7 +303,12 @@ impl SharedMemory for WatchedMemory {
 pub struct GuestSide<'m>(&'m WatchedMemory);
 
 impl GuestSide<'_> {
-    fn extent(inner: &Inner, region: RegionId, offset: u64, len: usize) -> Result<Extent, OutOfRegion> {
+    fn extent(
+        inner: &Inner,
+        region: RegionId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Extent, OutOfRegion> {
         let chunk = region.0 as usize;
         let at = usize::try_from(offset).map_err(|_| OutOfRegion)?;
         let end = at.checked_add(len).ok_or(OutOfRegion)?;

@@ -17,8 +17,8 @@ use sluice_core::virtqueue::layout::{
     used_event_offset,
 };
 
-use decode::{Disk, Expect, Kind, Live, decode, gather};
 use crate::log::{Violation, Who};
+use decode::{Disk, Expect, Kind, Live, decode, gather};
 use ram::{Extent, ONCE, POISON, READ, Ram, WRITE};
 
 /// One ring under observation.
@@ -225,8 +225,9 @@ impl Bus {
 
     /// A store of the device has become visible, perhaps its index.
     pub fn device_stored(&mut self, ram: &mut Ram, chunk: usize, spot: usize) {
-        let hit =
-            |ring: &Ring| ring.running && at(ring.used, USED_IDX, 1).position(chunk, spot).is_some();
+        let hit = |ring: &Ring| {
+            ring.running && at(ring.used, USED_IDX, 1).position(chunk, spot).is_some()
+        };
         let Some((&who, ring)) = self.rings.iter_mut().find(|(_, ring)| hit(ring)) else { return };
         let index = ram.u16(ring.used, USED_IDX);
         let count = index.wrapping_sub(ring.returned);
@@ -246,7 +247,9 @@ impl Bus {
                 self.found.push(Violation { invariant: "I03", what });
                 continue;
             };
-            if let Err((invariant, what)) = judge(ram, &disk, self.poisoned.contains(&disk.image), &live, len) {
+            if let Err((invariant, what)) =
+                judge(ram, &disk, self.poisoned.contains(&disk.image), &live, len)
+            {
                 let what = format!("{who:?} head {id}: {what}");
                 self.found.push(Violation { invariant, what });
             }

@@ -128,10 +128,7 @@ fn by_range(inner: &Inner, op: &Op, image: u32, kind: Kind) -> Option<ChainName>
         let disk = inner.bus.disks.get(&guest)?;
         let wants = |live: &Live| {
             let range = live.uncovered.iter().any(|&(start, end)| contains(start, end, op));
-            live.expect == Expect::Done(kind)
-                && live.fetched
-                && !live.failed
-                && range
+            live.expect == Expect::Done(kind) && live.fetched && !live.failed && range
         };
         let found = ring.live.iter().find(|(_, live)| disk.image == image && wants(live));
         found.map(|(&head, _)| (guest, queue, head))

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use sluice_core::memory::RegionId;
 use sluice_core::virtqueue::Rings;
 
+use crate::bus::memory::{Inner, WatchedMemory};
+use crate::bus::ram::{Extent, POISON};
 use crate::driver::{Buffer, Completion, Driver, Kind, Layout, RequestSpec, Shape};
 use crate::hostile::{Hostile, descriptor};
 use crate::prng::Prng;
-use crate::bus::ram::{Extent, POISON};
-use crate::bus::memory::{Inner, WatchedMemory};
 
 /// A request that a guest waits for.
 #[derive(Clone, Debug)]
@@ -185,8 +185,9 @@ impl Guest {
         let inline_end = buffers.last().is_some_and(|last| self.holds_inline(last.addr, last.len));
         // The byte before or behind a buffer is free only at the ends of what was taken.
         let first_at_start = buffers.first().is_some_and(|first| first.addr == start);
-        let last_at_end =
-            buffers.last().is_some_and(|last| last.addr + u64::from(last.len) == start + wish.bytes);
+        let last_at_end = buffers
+            .last()
+            .is_some_and(|last| last.addr + u64::from(last.len) == start + wish.bytes);
         let shape = Shape {
             header_inline: shape.header_inline && inline && first_at_start,
             status_inline: shape.status_inline && inline_end && last_at_end,

@@ -11,9 +11,9 @@ use sluice_core::virtqueue::Rings;
 
 use super::{Event, Meant, Phase, World, guest};
 use crate::bus::decode::Disk;
-use crate::front::{Message, State};
-use crate::bus::ram::{Extent, READ};
 use crate::bus::memory::Inner;
+use crate::bus::ram::{Extent, READ};
+use crate::front::{Message, State};
 
 impl World<'_> {
     /// A front end says its next message, or thinks of something new.
@@ -111,9 +111,10 @@ impl World<'_> {
                 E::SetMemTable(regions)
             }
             M::AddRegion(index) => E::AddMemRegion(self.region(id, index)),
-            M::Num(q) => {
-                E::SetVringNum { index: q.into(), size: self.options.guests[id as usize].0.size.into() }
-            }
+            M::Num(q) => E::SetVringNum {
+                index: q.into(),
+                size: self.options.guests[id as usize].0.size.into(),
+            },
             M::Base(q) => {
                 E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)].into() }
             }

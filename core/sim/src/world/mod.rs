@@ -19,6 +19,8 @@ use sluice_core::placement::{Epoch, Update};
 use sluice_core::shard::{Input, Shard};
 
 use crate::arena::Arena;
+use crate::bus::memory::WatchedMemory;
+use crate::bus::parts::ChainName;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::front::Front;
@@ -26,9 +28,7 @@ use crate::guest::Guest;
 use crate::history::{Flush, History, Initial, Read, Write};
 use crate::log::{Log, Violation, Who};
 use crate::options::Options;
-use crate::bus::parts::ChainName;
 use crate::prng::Prng;
-use crate::bus::memory::WatchedMemory;
 use ops::{Answer, Flight};
 
 /// What is planned. The order of the variants has no meaning.
@@ -160,9 +160,8 @@ impl<'s> World<'s> {
             guests.push(guest);
             serials.push(serial);
         }
-        let history = |image: usize| {
-            History::new(image as u64 + 1, Initial::Zero).with_power_losses()
-        };
+        let history =
+            |image: usize| History::new(image as u64 + 1, Initial::Zero).with_power_losses();
         let mut clock = Clock::new();
         clock.plan(0, Event::Turn);
         Self {

@@ -3,8 +3,8 @@
 use sluice_core::shard::{Budget, Effect, Idle};
 
 use super::{Event, World, guest, queue};
-use crate::options::Pace;
 use crate::bus::parts::finish;
+use crate::options::Pace;
 
 impl World<'_> {
     pub(super) fn turn(&mut self) {
@@ -156,7 +156,8 @@ impl World<'_> {
             }
         }
         self.awake = true;
-        let delay = if spins && !busy { 500 + self.prng.skewed(8000) } else { self.prng.skewed(2000) };
+        let delay =
+            if spins && !busy { 500 + self.prng.skewed(8000) } else { self.prng.skewed(2000) };
         self.clock.plan(delay, Event::Turn);
     }
 

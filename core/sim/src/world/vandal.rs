@@ -6,9 +6,9 @@ use sluice_core::shard::Input;
 
 use super::control::user_address;
 use super::{Event, World, guest};
+use crate::bus::ram::Extent;
 use crate::front::Message;
 use crate::hostile::{Hostile, descriptor};
-use crate::bus::ram::Extent;
 
 impl World<'_> {
     /// Spoils something in the guest's rings or memory, and kicks.

@@ -70,7 +70,11 @@ impl World<'_> {
             }
             (Meant::Writes(writes), status) => {
                 for write in writes {
-                    if status == 0 { history.write_done(write) } else { history.write_failed(write) }
+                    if status == 0 {
+                        history.write_done(write)
+                    } else {
+                        history.write_failed(write)
+                    }
                 }
                 Ok(())
             }
