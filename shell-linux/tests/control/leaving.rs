@@ -1,9 +1,6 @@
 //! Front ends that come, stop and go.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-
-use sluice_linux::control::Options;
 
 use crate::support::Daemon;
 use crate::support::client::{Client, NO_FD, VERSION, message, request, words};
@@ -38,6 +35,7 @@ fn a_request_passes() {
 }
 
 //= spec/vhost-user.md#VHU-9
+//= spec/lifecycle.md#LIF-14
 #[test]
 fn b23_a_stop_is_answered_when_the_queue_has_drained() {
     let daemon = Daemon::new(2);
@@ -134,6 +132,7 @@ fn b29_a_second_front_end_waits_for_the_first() {
 }
 
 //= spec/vhost-user.md#VHU-8
+//= spec/lifecycle.md#LIF-13
 #[test]
 fn b29_a_second_front_end_waits_for_what_the_first_left_behind() {
     let daemon = Daemon::new(2);
@@ -222,10 +221,7 @@ fn b31_the_end_of_a_connection_inside_each_message() {
 
 #[test]
 fn a_connected_socket_is_served_and_seen_to_end() {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let kept = theirs.try_clone().unwrap();
-    let daemon = Daemon::with(0, vec![theirs], Options::default());
-    let mut client = Client::new(ours);
+    let (daemon, mut client, kept) = Daemon::connected();
     client.negotiate();
     // Whoever handed it down still holds it, and yet the front end sees its end.
     client.send(request::SET_FEATURES, &u64::MAX.to_ne_bytes());
