@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
 pub mod demo;
+pub mod image;
 pub mod qemu_args;
 pub mod serve_one;
