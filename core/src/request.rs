@@ -140,10 +140,10 @@ impl Request {
 
     /// The next slice, without moving on; `None` when all is cut.
     #[inline]
-    pub(crate) fn peek_slice(
+    pub(crate) fn peek_slice<'r>(
         &mut self,
         geometry: Geometry,
-        ranges: &[Range; RANGES_MAX],
+        ranges: impl FnOnce() -> &'r [Range; RANGES_MAX],
     ) -> Option<Slice> {
         let cursor = &mut self.cursor;
         let kind = match self.kind {
@@ -154,6 +154,7 @@ impl Request {
                 return (!cursor.is_done()).then_some(slice);
             }
             RequestKind::Discard | RequestKind::WriteZeroes => {
+                let ranges = ranges();
                 if cursor.len == 0 && cursor.step < cursor.steps {
                     let range = ranges[cursor.step as usize];
                     (cursor.offset, cursor.len) = (range.offset, range.len);
