@@ -216,11 +216,13 @@ impl Links {
         }
     }
 
-    /// The chain is too long to be carried out; its last descriptor is still of interest.
+    /// The chain is too long to be carried out; the last buffer to write is still of interest.
     #[cold]
     fn overflow(&mut self, descriptor: Descriptor) {
         self.note(ChainFault::TooLong);
-        self.copies[SEGMENTS_MAX - 1] = descriptor;
+        if descriptor.flags.get() & DESC_WRITE != 0 {
+            self.copies[SEGMENTS_MAX - 1] = descriptor;
+        }
     }
 
     #[cold]
