@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_linux::tools::{bench, demo, qemu_args, serve_one};
+use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one};
 use tracing_subscriber::EnvFilter;
 
 /// The gate between virtual machines and block storage.
@@ -30,6 +30,7 @@ enum Command {
     ServeOne(serve_one::Args),
     Bench(bench::Args),
     QemuArgs(qemu_args::Args),
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             qemu_args::run(args);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Image(args) => Ok(image::run(args)),
     };
     match done {
         Ok(code) => code,

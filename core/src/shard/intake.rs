@@ -269,7 +269,7 @@ impl Shard<'_> {
             let Some(slot) = self.requests.acquire() else { break };
             count += 1;
             let segments = &mut self.segments[slot as usize];
-            let chain = walk(mem, &intake.device.map, ring, head, first, &mut self.links, segments);
+            let chain = walk(mem, &intake.device.map, ring, head, first, segments);
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
             if intake.admit(mem, &chain, segments, ranges, request) {

@@ -5,5 +5,6 @@ mod guest;
 mod load;
 pub mod bench;
 pub mod demo;
+pub mod image;
 pub mod qemu_args;
 pub mod serve_one;
