@@ -257,11 +257,17 @@ impl Shard<'_> {
             Capture::None | Capture::Asked => &mut image.waiting,
         };
         let waiting = ready.len();
+        let mut count = 0;
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
-            if let Some(inflight) = &mut queue.inflight {
-                inflight.mark(mem, ChainToken(head.into()))?;
+            if let Some(inflight) = &mut queue.inflight
+                && let Err(gone) = inflight.mark(mem, ChainToken(head.into()))
+            {
+                // The chains before this one are requests already, and have to be counted.
+                fault = Some(gone.into());
+                break;
             }
             let Some(slot) = self.requests.acquire() else { break };
+            count += 1;
             let segments = &mut self.segments[slot as usize];
             let chain = walk(mem, &intake.device.map, ring, head, first, segments);
             let ranges = &mut self.ranges[slot as usize];
@@ -272,7 +278,6 @@ impl Shard<'_> {
                 queue.done.push(&mut self.requests, slot);
             }
         }
-        let count = u32::try_from(taken).unwrap_or(0);
         queue.live += count;
         intake.device.live += count;
         self.counters.requests += u64::from(count);
