@@ -277,6 +277,9 @@ pub struct Device {
     /// The queue whose base has been asked for, and since when.
     pub(crate) draining: Option<(u16, Instant)>,
     pub(crate) reply: Option<ControlReply>,
+    /// The answer that was deferred. Not the same place: a message that came too early may have
+    /// been refused in the meantime.
+    pub(crate) late_reply: Option<ControlReply>,
     /// Broken queues that the shell has not been told of.
     pub(crate) broken: u32,
     /// Whether the shell has to close the connection.
@@ -314,6 +317,7 @@ impl Device {
             running: 0,
             draining: None,
             reply: None,
+            late_reply: None,
             broken: 0,
             evict: false,
             left: false,

@@ -436,6 +436,9 @@ mod tests {
         assert_eq!(map.translate(0x4000, 1), None);
         assert_eq!(map.translate(0x1fff, 8), None);
         assert_eq!(map.translate(u64::MAX, 8), None);
+        map.add(region(9, u64::MAX - 0xfff, 0x20_0000, 0x1000)).unwrap();
+        let place = map.translate(u64::MAX - 7, 9).unwrap();
+        assert_eq!(place.segment, Segment::new(RegionId(9), 0xff8, 8), "up to the last address");
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x10), Some((RegionId(8), 0xff0)));
         assert_eq!(find_user(map.regions(), 0x8ff0, 0x11), None);
         assert_eq!(find_user(map.regions(), 0x8ff0, u64::MAX), None);

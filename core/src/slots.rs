@@ -132,6 +132,12 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
     pub fn used(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.fresh).filter(|&index| self.places[index as usize].in_use())
     }
+
+    /// The values of the places in use. For control work, not for the data path.
+    pub fn used_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let places = self.places.iter_mut().take(self.fresh as usize);
+        places.filter(|slot| slot.in_use()).map(|slot| &mut slot.value)
+    }
 }
 
 impl<T, const LINKS: usize> core::ops::Index<u32> for Slots<'_, T, LINKS> {

@@ -231,7 +231,7 @@ impl Shard<'_> {
             && index == self.queues[queue].index
         {
             self.devices[device].draining = None;
-            self.devices[device].reply = Some(self.stopped(device, queue));
+            self.devices[device].late_reply = Some(self.stopped(device, queue));
             self.list_device(device);
         }
     }
@@ -293,13 +293,17 @@ impl Shard<'_> {
     //= spec/lifecycle.md#LIF-13
     pub(super) fn front_end_gone(&mut self, id: DeviceId) {
         let device = &mut self.devices[id.0];
-        if device.phase == Phase::Leaving || device.is_untouched() {
+        device.reply = None;
+        device.late_reply = None;
+        if device.phase == Phase::Leaving {
+            return;
+        }
+        if device.is_untouched() {
             device.left = true;
             self.list_device(id.0);
             return;
         }
         device.phase = Phase::Leaving;
-        device.reply = None;
         device.draining = None;
         self.trace.push(TraceEvent::Leaving(id));
         for index in 0..self.devices[id.0].vrings.len() {
@@ -312,8 +316,14 @@ impl Shard<'_> {
         self.leave_if_done(id.0);
     }
 
-    /// Drops requests of which nothing has been sent, wherever they wait.
+    /// Drops what has not been sent: the rest of requests that wait for replies, and requests
+    /// that stand in a list, wherever that is.
     fn drop_unsent(&mut self, device: u32) {
+        for request in self.requests.used_mut() {
+            if self.queues[request.queue].device == device && !request.is_done() {
+                request.fail(crate::blk::Status::IoErr);
+            }
+        }
         let image = self.devices[device].config.image.0;
         let cut = core::mem::replace(&mut self.cut, Fifo::EMPTY);
         self.cut = self.without(cut, device);
@@ -323,7 +333,7 @@ impl Shard<'_> {
         self.images[image].waiting = self.without(waiting, device);
     }
 
-    /// A list without the requests of one device, which end as they are.
+    /// A list without the requests of one device, of which nothing more will be cut.
     fn without(&mut self, mut list: Fifo<0>, device: u32) -> Fifo<0> {
         let mut kept = Fifo::EMPTY;
         while let Some(slot) = list.pop(&mut self.requests) {
@@ -333,7 +343,6 @@ impl Shard<'_> {
                 continue;
             }
             request.listed = false;
-            request.fail(crate::blk::Status::IoErr);
             if request.is_done() {
                 self.complete(slot);
             }

@@ -314,6 +314,9 @@ impl<'s> Shard<'s> {
 
     /// Takes in what the control side sends.
     ///
+    /// The answer to a control event has to be taken by [`poll_effect`](Self::poll_effect)
+    /// before the same device gets its next event: there is room for one.
+    ///
     /// # Errors
     /// [`MapError`] for a cluster update that is refused; everything else is answered by an
     /// effect.
@@ -382,7 +385,7 @@ impl<'s> Shard<'s> {
     fn device_effect(&mut self, index: u32) -> Option<Effect> {
         let id = DeviceId(index);
         let device = &mut self.devices[index];
-        if let Some(reply) = device.reply.take() {
+        if let Some(reply) = device.reply.take().or_else(|| device.late_reply.take()) {
             return Some(Effect::Reply(id, reply));
         }
         if let Some(region) = device.map.take_unused() {

@@ -234,9 +234,9 @@ fn read_scattered(
     index: u16,
 ) -> Option<Descriptor> {
     let mut descriptor = Descriptor::EMPTY;
-    let start = table.checked_add(DESC_BYTES * u64::from(index))?;
-    for (at, byte) in (start..).zip(descriptor.as_mut_bytes()) {
-        let place = map.translate(at, 1)?.segment;
+    let at = DESC_BYTES * u64::from(index);
+    for (step, byte) in (at..at + DESC_BYTES).zip(descriptor.as_mut_bytes()) {
+        let place = map.translate(table.checked_add(step)?, 1)?.segment;
         *byte = mem.read(place.region(), place.offset).ok()?;
     }
     Some(descriptor)

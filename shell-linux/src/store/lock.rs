@@ -3,6 +3,7 @@
 //! The lock belongs to the open file, and so does every request in the kernel: it outlives a
 //! killed process for exactly as long as a write of that process can still land.
 
+use std::fmt;
 use std::fs::File;
 
 use anyhow::anyhow;
@@ -26,6 +27,24 @@ pub enum Captured {
     },
     /// The image cannot be taken as it is; asking again is no use before somebody acts.
     Failed(anyhow::Error),
+}
+
+impl fmt::Display for Captured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Yes => f.write_str("the image is taken"),
+            Self::Held { by: None, .. } => {
+                f.write_str("the image is locked by a process that cannot be seen from here")
+            }
+            Self::Held { by: Some(holder), alive: true } => {
+                write!(f, "the image is in use by {holder}; stop it or serve another image")
+            }
+            Self::Held { by: Some(holder), alive: false } => {
+                write!(f, "the last I/O of {holder}, which is dead, has not ended")
+            }
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
 }
 
 /// Takes the lock, or says who has it.

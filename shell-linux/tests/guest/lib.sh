@@ -1,8 +1,6 @@
+# shellcheck shell=dash
 # What the cases share. Every case runs with `sh -eu`: a failing command ends it.
 # From the command line: $case, $queues, $cpus, $sectors.
-
-disk=vda
-dev=/dev/$disk
 
 # busybox prefers its own versions over the real programs.
 for name in blkdiscard fallocate blockdev; do
@@ -51,6 +49,11 @@ wait_until() {
     until "$@"; do sleep 0.1; done
 }
 
+# count WORDS: how many there are.
+count() {
+    echo $#
+}
+
 # random MIB FILE
 random() {
     dd if=/dev/urandom of="$2" bs=1M count="$1" 2>/dev/null
@@ -58,12 +61,12 @@ random() {
 
 # put FILE MIB: writes the file at that place of the disk, past the page cache.
 put() {
-    dd if="$1" of=$dev bs=1M seek="$2" oflag=direct conv=notrunc 2>/dev/null
+    dd if="$1" of=/dev/vda bs=1M seek="$2" oflag=direct conv=notrunc 2>/dev/null
 }
 
 # sum MIB COUNT: checksum of that part of the disk, read past the page cache.
 sum() {
-    dd if=$dev bs=1M skip="$1" count="$2" iflag=direct 2>/dev/null | md5sum | cut -d' ' -f1
+    dd if=/dev/vda bs=1M skip="$1" count="$2" iflag=direct 2>/dev/null | md5sum | cut -d' ' -f1
 }
 
 # host_agrees MIB COUNT: when the guest is gone, the host compares the image with what the guest
@@ -76,6 +79,6 @@ host_agrees() {
 verify() {
     name=$1
     shift
-    fio --name="$name" --filename=$dev --direct=1 --ioengine=libaio --verify=crc32c \
+    fio --name="$name" --filename=/dev/vda --direct=1 --ioengine=libaio --verify=crc32c \
         --verify_fatal=1 --minimal "$@" >/tmp/fio.log 2>&1 || { tail -n 15 /tmp/fio.log; fail "fio $name"; }
 }

@@ -40,6 +40,7 @@ impl World {
         let limits = Limits {
             capacity_sectors: 1 << 20,
             block_sectors: 1,
+            poisoned: false,
             read_only: false,
             features: BlkFeatures::all(),
         };
@@ -57,7 +58,9 @@ impl World {
         let mut segments = [Segment::EMPTY; SEGMENTS_MAX];
         let mut ranges = [Range::EMPTY; RANGES_MAX];
         let first = self.ring.descriptor(&self.mem, head).unwrap();
-        let chain = chain::walk(&self.mem, &self.map, &self.ring, head, first, &mut segments);
+        let mut links = chain::Links::EMPTY;
+        let chain =
+            chain::walk(&self.mem, &self.map, &self.ring, head, first, &mut links, &mut segments);
         assert_eq!(chain.fault, None);
         let verdict = parse(&self.mem, &self.limits, &chain, &mut segments, &mut ranges);
         let Verdict::Accept(request, data, status) = verdict else { panic!("{verdict:?}") };

@@ -1,6 +1,7 @@
+# shellcheck shell=dash
 # Random writes with checksums from every processor at once, each with its own queue and its own
 # part of the disk, then read back.
-same "queues" "$(ls /sys/block/$disk/mq | wc -l)" "$queues"
+same "queues" "$(count /sys/block/vda/mq/*)" "$queues"
 
 part=$((sectors / 2 / cpus))
 jobs=""

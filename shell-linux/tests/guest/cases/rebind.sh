@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # The driver lets go of the disk and takes it again, on both levels: the block driver resets the
 # device, the PCI driver sets it up from nothing. The data stays.
 random 8 /tmp/data
@@ -5,13 +6,13 @@ put /tmp/data 0
 data=$(sum 0 8)
 same "first write" "$data" "$(md5sum </tmp/data | cut -d' ' -f1)"
 
-device=$(basename "$(readlink -f /sys/block/$disk/device)")
-slot=$(basename "$(readlink -f /sys/block/$disk/device/..)")
+device=$(basename "$(readlink -f /sys/block/vda/device)")
+slot=$(basename "$(readlink -f /sys/block/vda/device/..)")
 rebind() { # DRIVER NAME
     echo "$2" >"/sys/bus/$1/unbind"
-    must_fail "$dev is there without a driver" [ -e $dev ]
+    must_fail "/dev/vda is there without a driver" [ -e /dev/vda ]
     echo "$2" >"/sys/bus/$1/bind"
-    wait_until [ -b $dev ]
+    wait_until [ -b /dev/vda ]
     same "data after rebind of $2" "$(sum 0 8)" "$data"
 }
 for round in 1 2 3; do

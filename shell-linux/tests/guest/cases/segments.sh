@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # Requests of odd shapes: many lengths in units of one sector, from buffers that start off a page,
 # a single sector at a time, and large blocks that need several requests.
 verify odd --size=16m --rw=randwrite --bsrange=512-64k --blockalign=512 --iomem_align=512 --iodepth=16

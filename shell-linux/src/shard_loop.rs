@@ -1,0 +1,519 @@
+//! The thread of one shard: turns of the core, and what they need of Linux.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant as Clock};
+
+use rustix::event::epoll;
+use rustix::time::Timespec;
+use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId, QueueId};
+use sluice_core::image::ImageId;
+use sluice_core::op::{Reply, Target};
+use sluice_core::shard::{Budget, Effect, Granted, Idle, Input, Shard};
+use sluice_core::time::Instant;
+use sluice_sim::arena::{Arena, Capacity};
+
+use crate::mailbox::{Message, News, ShardEnd};
+use crate::mapping::{Mapping, Mappings};
+use crate::sigbus;
+use crate::store::{Captured, Store};
+
+/// How a shard waits for work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// It does not: a core is always looking.
+    Busy,
+    /// It looks for this long after the last work, then sleeps.
+    Adaptive(Duration),
+    /// It sleeps whenever there is nothing to do.
+    Event,
+}
+
+/// A disk of a shard.
+#[derive(Debug)]
+pub struct Disk {
+    /// Its bytes.
+    pub store: Store,
+    /// What `GET_ID` says.
+    pub serial: [u8; 20],
+    /// Queues it has.
+    pub queues: u16,
+}
+
+/// How a shard is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOptions {
+    /// How it waits.
+    pub poll: Poll,
+    /// The CPU it is pinned to.
+    pub cpu: Option<usize>,
+}
+
+/// Chains that one turn takes at most, so that control messages are never far away.
+const CHAINS_PER_TURN: u32 = 128;
+/// Armed queues looked at in one polling turn.
+const SAMPLES_PER_TURN: u32 = 2;
+/// Empty turns between two looks at the clock.
+const TURNS_PER_CLOCK: u32 = 16;
+/// How long a capture that was refused is left alone.
+const CAPTURE_RETRY: Duration = Duration::from_millis(100);
+/// Queues that one shard serves at once, over all its disks.
+const QUEUES: usize = 1024;
+/// Requests that one shard has under way at once, over all its disks.
+const REQUESTS: usize = 2048;
+
+/// What epoll says of the shard's own descriptors; other numbers are queues.
+const MAILBOX: u64 = u64::MAX;
+const STORE: u64 = u64::MAX - 1;
+
+/// Runs a shard until it is told to shut down and has nothing under way, or for ever.
+///
+/// The disks become the devices 0, 1, ... in their order.
+///
+/// # Errors
+/// When the thread cannot be pinned or epoll cannot be had.
+pub fn run(disks: Vec<Disk>, options: ShardOptions, end: &ShardEnd) -> anyhow::Result<()> {
+    if let Some(cpu) = options.cpu {
+        crate::cpu::pin(cpu)?;
+    }
+    let mut arena = Arena::new(Capacity {
+        images: disks.len(),
+        devices: disks.len(),
+        queues: QUEUES,
+        requests: REQUESTS,
+        parts: REQUESTS + 1,
+        groups: 0,
+    });
+    let mut shard = Shard::new(arena.storage());
+    let mut served = Vec::new();
+    let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for Disk { store, serial, queues } in disks {
+        let image = shard.add_image(store.config()).expect("room for each disk");
+        let config = DeviceConfig { image, serial, queues };
+        let device = shard.add_device(config).expect("room for each disk");
+        debug_assert_eq!(image.0, device.0);
+        if let Some(fd) = store.wake_fd() {
+            watch(&poller, fd, STORE)?;
+        }
+        served.push(Served::new(store, queues));
+    }
+    watch(&poller, &end.bell, MAILBOX)?;
+    let mut this =
+        Loop { shard, mem: Mappings::default(), served, poller, end, begun: 0, capture_due: None };
+    this.run(options.poll)
+}
+
+/// The shell's side of one device and its image.
+struct Served {
+    store: Store,
+    /// Operations that the store has begun.
+    begun: u32,
+    /// Whether the store has operations to hand to the kernel.
+    kick: bool,
+    /// Whether the store refused the image at the last try.
+    refused: bool,
+    queues: Vec<QueueFds>,
+    /// Who waits for the answer to a control message.
+    answer: Option<Sender<ControlReply>>,
+}
+
+/// The descriptors of one queue.
+#[derive(Debug, Default)]
+struct QueueFds {
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+}
+
+impl Served {
+    fn new(store: Store, queues: u16) -> Self {
+        Self {
+            store,
+            begun: 0,
+            kick: false,
+            refused: false,
+            queues: (0..queues).map(|_| QueueFds::default()).collect(),
+            answer: None,
+        }
+    }
+}
+
+struct Loop<'a> {
+    shard: Shard<'a>,
+    mem: Mappings,
+    /// By device and by image: disks have the same number as both.
+    served: Vec<Served>,
+    poller: OwnedFd,
+    end: &'a ShardEnd,
+    /// Operations that all stores together have begun.
+    begun: u32,
+    /// When a refused capture is tried again.
+    capture_due: Option<Clock>,
+}
+
+impl Loop<'_> {
+    fn run(&mut self, poll: Poll) -> anyhow::Result<()> {
+        let spin = match poll {
+            Poll::Busy => Duration::MAX,
+            Poll::Adaptive(spin) => spin,
+            Poll::Event => Duration::ZERO,
+        };
+        let mut empty = 0_u32;
+        let mut worked = Clock::now();
+        let mut stopping = false;
+        loop {
+            stopping |= self.messages();
+            if stopping && self.shard.live() == 0 && self.shard.ops_live() == 0 {
+                return Ok(());
+            }
+            if self.turn() {
+                empty = 0;
+                continue;
+            }
+            empty = empty.wrapping_add(1);
+            if spin > Duration::ZERO && self.shard.has_queues() {
+                if empty == 1 {
+                    worked = Clock::now();
+                }
+                if poll == Poll::Busy
+                    || !empty.is_multiple_of(TURNS_PER_CLOCK)
+                    || worked.elapsed() < spin
+                {
+                    self.retry_captures();
+                    continue;
+                }
+            }
+            empty = 0;
+            if self.shard.arm(&self.mem) == Idle::Idle {
+                self.sleep()?;
+            }
+        }
+    }
+
+    /// One turn of the belt; `false` when there was nothing to do.
+    #[inline]
+    fn turn(&mut self) -> bool {
+        let mut worked = self.replies();
+        let budget = Budget { chains: CHAINS_PER_TURN, samples: SAMPLES_PER_TURN };
+        worked |= self.shard.poll_queues(&self.mem, budget).chains > 0;
+        worked |= self.operations();
+        self.shard.publish(&self.mem);
+        while let Some(queue) = self.shard.poll_notify() {
+            self.notify(queue);
+        }
+        if sigbus::any_lost() {
+            self.find_lost_memory();
+        }
+        if self.effects() {
+            worked = true;
+            self.trace();
+        }
+        worked
+    }
+
+    /// What stores have ended since.
+    #[inline]
+    fn replies(&mut self) -> bool {
+        let mut any = false;
+        if self.begun == 0 {
+            return any;
+        }
+        for served in self.served.iter_mut().filter(|served| served.begun > 0) {
+            while let Some(reply) = served.store.reap() {
+                served.begun -= 1;
+                self.begun -= 1;
+                self.shard.handle_reply(&reply);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Hands operations to their stores; many end there and then.
+    #[inline]
+    fn operations(&mut self) -> bool {
+        let mut any = false;
+        let mut begun = false;
+        while let Some(op) = self.shard.poll_op() {
+            any = true;
+            let Target::Store(image) = op.target else { continue };
+            let served = &mut self.served[image.0 as usize];
+            match served.store.submit(&op, self.shard.pieces(op.id), &self.mem) {
+                Some(result) => {
+                    self.shard.handle_reply(&Reply { id: op.id, result, version: 0 });
+                }
+                None => {
+                    served.begun += 1;
+                    self.begun += 1;
+                    served.kick = true;
+                    begun = true;
+                }
+            }
+        }
+        if begun {
+            for served in &mut self.served {
+                if core::mem::take(&mut served.kick) {
+                    served.store.kick();
+                }
+            }
+        }
+        any
+    }
+
+    #[inline]
+    fn notify(&self, QueueId { device, index }: QueueId) {
+        let queue = &self.served[device.0 as usize].queues[usize::from(index)];
+        if let Some(call) = &queue.call {
+            signal(call);
+        }
+    }
+
+    /// Takes in what the control thread has sent; `true` when it wants an end.
+    fn messages(&mut self) -> bool {
+        let mut shutdown = false;
+        while let Ok(message) = self.end.messages.try_recv() {
+            match message {
+                Message::Control { device, event, mappings, fd, answer } => {
+                    self.served[device.0 as usize].answer = Some(answer);
+                    self.control(device, event, mappings, fd);
+                }
+                Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
+                Message::Shutdown => {
+                    shutdown = true;
+                    self.handle(Input::Shutdown);
+                }
+            }
+            self.effects();
+            self.trace();
+        }
+        shutdown
+    }
+
+    fn handle(&mut self, input: Input) {
+        // Only cluster updates can be refused, and this shell has none.
+        let _ = self.shard.handle(now(), &self.mem, input);
+    }
+
+    /// A front end's message: mappings get their numbers, descriptors their places.
+    fn control(
+        &mut self,
+        device: DeviceId,
+        mut event: ControlEvent,
+        mappings: Vec<Mapping>,
+        fd: Option<OwnedFd>,
+    ) {
+        let ids: Vec<_> = mappings.into_iter().map(|m| self.mem.insert(m)).collect();
+        match &mut event {
+            ControlEvent::SetMemTable(regions) => {
+                for (region, &id) in regions.iter_mut().zip(&ids) {
+                    region.id = id;
+                }
+            }
+            ControlEvent::AddMemRegion(region) => {
+                region.id = *ids.first().expect("a region comes with its mapping");
+            }
+            _ => {}
+        }
+        let place = Place::of(&event);
+        self.handle(Input::Control(device, event));
+        let refused =
+            matches!(self.shard.device(device).pending_reply(), Some(ControlReply::Refused(_)));
+        if refused {
+            ids.into_iter().for_each(|id| self.mem.remove(id));
+        } else if let Some(place) = place {
+            self.place(device, place, fd);
+        }
+    }
+
+    fn place(&mut self, device: DeviceId, place: Place, fd: Option<OwnedFd>) {
+        let queues = &mut self.served[device.0 as usize].queues;
+        let (Place::Kick(index) | Place::Call(index) | Place::Err(index)) = place;
+        let Some(fds) = queues.get_mut(index as usize) else { return };
+        match place {
+            Place::Kick(_) => {
+                if let Some(old) = fds.kick.take() {
+                    let _ = epoll::delete(&self.poller, &old);
+                }
+                if let Some(fd) = &fd {
+                    let data = u64::from(device.0) << 32 | u64::from(index);
+                    if let Err(error) = watch(&self.poller, fd, data) {
+                        tracing::error!(%error, "cannot watch a kick descriptor");
+                    }
+                }
+                fds.kick = fd;
+            }
+            Place::Call(_) => fds.call = fd,
+            Place::Err(_) => fds.err = fd,
+        }
+    }
+
+    fn forget_kick(&mut self, device: DeviceId, index: u16) {
+        let queue = &mut self.served[device.0 as usize].queues[usize::from(index)];
+        if let Some(kick) = queue.kick.take() {
+            let _ = epoll::delete(&self.poller, &kick);
+        }
+    }
+
+    /// Does what the core wants done; `false` when it wants nothing.
+    #[inline]
+    fn effects(&mut self) -> bool {
+        let mut any = false;
+        while let Some(effect) = self.shard.poll_effect() {
+            any = true;
+            self.effect(effect);
+        }
+        any
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply(device, reply) => {
+                if let ControlReply::VringBase { index, .. } = reply {
+                    self.forget_kick(device, index);
+                }
+                match self.served[device.0 as usize].answer.take() {
+                    // A control thread that has ended asks for nothing any more.
+                    Some(answer) => drop(answer.send(reply)),
+                    None => self.end.tell(News::Late(device, reply)),
+                }
+            }
+            Effect::Unmap(region) => self.mem.remove(region),
+            Effect::Capture(image) => self.capture(image),
+            Effect::Release(image) => self.served[image.0 as usize].store.release(),
+            Effect::QueueBroken(QueueId { device, index }, fault) => {
+                tracing::warn!(
+                    device = device.0,
+                    queue = index,
+                    ?fault,
+                    "the guest broke its queue; it is served no more until it is set up anew"
+                );
+                let queue = &self.served[device.0 as usize].queues[usize::from(index)];
+                if let Some(err) = &queue.err {
+                    signal(err);
+                }
+            }
+            Effect::Evict(device) => self.end.tell(News::Evict(device)),
+            Effect::Left(device) => {
+                for index in 0..self.served[device.0 as usize].queues.len() {
+                    self.forget_kick(device, u16::try_from(index).unwrap_or(u16::MAX));
+                    self.served[device.0 as usize].queues[index] = QueueFds::default();
+                }
+                self.end.tell(News::Left(device));
+            }
+            Effect::Poisoned(image) => {
+                if let Err(error) = self.served[image.0 as usize].store.poison() {
+                    tracing::error!(%error, "cannot mark the image as damaged");
+                }
+            }
+        }
+    }
+
+    //= spec/lifecycle.md#LIF-11
+    fn capture(&mut self, image: ImageId) {
+        let served = &mut self.served[image.0 as usize];
+        match served.store.capture() {
+            Captured::Yes => {
+                served.refused = false;
+                self.handle(Input::Capture(image, Granted::Yes));
+            }
+            refusal => {
+                if !core::mem::replace(&mut served.refused, true) {
+                    tracing::warn!(image = image.0, "I/O waits: {refusal}");
+                }
+                self.capture_due = Some(Clock::now() + CAPTURE_RETRY);
+            }
+        }
+    }
+
+    fn retry_captures(&mut self) {
+        if self.capture_due.is_none_or(|due| Clock::now() < due) {
+            return;
+        }
+        self.capture_due = None;
+        for index in 0..self.served.len() {
+            if self.served[index].refused {
+                self.capture(ImageId(u32::try_from(index).unwrap_or(u32::MAX)));
+            }
+        }
+    }
+
+    #[cold]
+    fn find_lost_memory(&mut self) {
+        let lost: Vec<_> = self.mem.iter().filter(|(_, m)| m.is_lost()).map(|(id, _)| id).collect();
+        for region in lost {
+            tracing::error!("a front end took its guest's memory back; its disk is cut off");
+            self.handle(Input::MemoryLost(region));
+        }
+    }
+
+    fn trace(&mut self) {
+        while let Some(event) = self.shard.poll_trace() {
+            tracing::debug!(?event);
+        }
+    }
+
+    /// Sleeps until a driver, the control thread or a store has something.
+    fn sleep(&mut self) -> anyhow::Result<()> {
+        let left = self.capture_due.map(|due| due.saturating_duration_since(Clock::now()));
+        let timeout = left.map(Timespec::try_from).transpose()?;
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 64];
+        let count = match epoll::wait(&self.poller, &mut events, timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in &events[..count] {
+            match event.data.u64() {
+                MAILBOX => self.end.bell.clear(),
+                STORE => {}
+                queue => {
+                    #[expect(clippy::cast_possible_truncation, reason = "packed by place")]
+                    let (device, index) = (DeviceId((queue >> 32) as u32), queue as u16);
+                    self.shard.handle_kick(&self.mem, QueueId { device, index });
+                }
+            }
+        }
+        self.retry_captures();
+        Ok(())
+    }
+}
+
+/// Which descriptor of a queue a message is about.
+#[derive(Clone, Copy)]
+enum Place {
+    Kick(u32),
+    Call(u32),
+    Err(u32),
+}
+
+impl Place {
+    fn of(event: &ControlEvent) -> Option<Self> {
+        match *event {
+            ControlEvent::SetVringKick { index } => Some(Self::Kick(index)),
+            ControlEvent::SetVringCall { index } => Some(Self::Call(index)),
+            ControlEvent::SetVringErr { index } => Some(Self::Err(index)),
+            _ => None,
+        }
+    }
+}
+
+/// Watches a descriptor for what is written to it from now on. Edge-triggered: an eventfd need
+/// not be read, each write is an event of its own.
+fn watch(poller: &OwnedFd, fd: impl AsFd, data: u64) -> rustix::io::Result<()> {
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(poller, fd, epoll::EventData::new_u64(data), flags)
+}
+
+/// Adds one to an eventfd. A full one has been signalled already, a broken one is its owner's.
+fn signal(fd: &OwnedFd) {
+    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+}
+
+fn now() -> Instant {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Instant(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,251 @@
+//! `sluice serve-one`: one disk, or a few alike, without configuration.
+//!
+//! Keeps to the conventions that QEMU lays down for vhost-user programs: `--socket-path` or
+//! `--fd`, `--print-capabilities`, no daemonising, an end on SIGTERM with exit code 0.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args as ClapArgs, ValueEnum};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use sluice_core::device::DeviceId;
+use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
+
+use crate::control::{self, Options, Served, Socket};
+use crate::mailbox::{Bell, Message, mailbox};
+use crate::shard_loop::{self, Disk, Poll, ShardOptions};
+use crate::size::parse_size;
+use crate::socket::{self, SocketPath};
+use crate::store::{OpenOptions, Store};
+
+/// What QEMU's tools read to learn what this program can do.
+const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+/// Serve one disk over vhost-user-blk.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  sluice serve-one --socket-path /run/user/1000/disk.sock --blk-file disk.raw
+  sluice serve-one --socket-path /tmp/null.sock --blk-null 1G --poll busy --cpu 1
+
+The guest's memory has to be shared with this program:
+  -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem
+`sluice qemu-args --socket-path PATH` prints all the options that QEMU needs.")]
+pub struct Args {
+    /// Listen on this socket; it must not exist, unless a dead daemon left it behind
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    socket_path: Option<PathBuf>,
+    /// Use this inherited descriptor: a listening socket, or one connected to a front end
+    #[arg(long, value_name = "N")]
+    fd: Option<i32>,
+    #[command(flatten)]
+    source: Source,
+    /// Refuse to write
+    #[arg(long)]
+    read_only: bool,
+    /// Queues that the device offers
+    #[arg(long, value_name = "N", default_value_t = QUEUES_PER_DEVICE_MAX, value_parser = clap::value_parser!(u16).range(1..=128))]
+    queues: u16,
+    /// How to wait for requests
+    #[arg(long, value_enum, default_value = "adaptive")]
+    poll: PollMode,
+    /// With --poll adaptive: microseconds to look for more work before sleeping
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50)]
+    spin_us: u64,
+    /// Serial number that the guest sees, up to 20 bytes
+    #[arg(long, value_name = "TEXT", default_value = "sluice")]
+    serial: String,
+    /// Run on this CPU alone
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+    /// Serve N equal disks from one thread, at PATH0, PATH1, ... (null and memory disks only)
+    #[arg(long, value_name = "N", requires = "socket_path", conflicts_with = "blk_file")]
+    count: Option<u32>,
+    /// Wait at most this long on SIGTERM for requests that are under way
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
+    shutdown_ms: u64,
+    /// Print what this program can do as JSON, and exit
+    #[arg(long, exclusive = true)]
+    print_capabilities: bool,
+}
+
+/// Where the bytes are.
+#[derive(Clone, Debug, ClapArgs)]
+#[group(required = false, multiple = false)]
+struct Source {
+    /// Serve this raw image file
+    #[arg(long, value_name = "FILE")]
+    blk_file: Option<PathBuf>,
+    /// Serve a disk of this size that stores nothing and leaves read buffers as they are
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    blk_null: Option<u64>,
+    /// Serve a disk of this size that lives in memory and is lost at the end
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    blk_memory: Option<u64>,
+}
+
+/// How a shard waits, as the command line says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PollMode {
+    /// Always look: lowest latency, one core
+    Busy,
+    /// Look for a while after work, then sleep
+    Adaptive,
+    /// Sleep whenever there is nothing to do
+    Event,
+}
+
+impl Args {
+    /// Serving one image file with defaults, for other commands.
+    #[must_use]
+    pub fn file(socket_path: PathBuf, blk_file: PathBuf, serial: &str) -> Self {
+        Self {
+            socket_path: Some(socket_path),
+            fd: None,
+            source: Source { blk_file: Some(blk_file), blk_null: None, blk_memory: None },
+            read_only: false,
+            queues: QUEUES_PER_DEVICE_MAX,
+            poll: PollMode::Adaptive,
+            spin_us: 50,
+            serial: serial.to_owned(),
+            cpu: None,
+            count: None,
+            shutdown_ms: 5000,
+            print_capabilities: false,
+        }
+    }
+
+    const fn poll(&self) -> Poll {
+        match self.poll {
+            PollMode::Busy => Poll::Busy,
+            PollMode::Adaptive => Poll::Adaptive(Duration::from_micros(self.spin_us)),
+            PollMode::Event => Poll::Event,
+        }
+    }
+
+    fn store(&self) -> anyhow::Result<Store> {
+        let Source { blk_file, blk_null, blk_memory } = &self.source;
+        if let Some(path) = blk_file {
+            return Store::open(
+                path,
+                OpenOptions { read_only: self.read_only, ..OpenOptions::default() },
+            );
+        }
+        ensure!(!self.read_only, "--read-only goes with --blk-file");
+        match (*blk_null, *blk_memory) {
+            (Some(bytes), _) => Ok(Store::null(bytes)),
+            (_, Some(bytes)) => Store::memory(bytes),
+            _ => bail!("say what to serve: --blk-file FILE, --blk-null SIZE or --blk-memory SIZE"),
+        }
+    }
+
+    fn disk(&self) -> anyhow::Result<Disk> {
+        let mut serial = [0; 20];
+        ensure!(self.serial.len() <= serial.len(), "--serial is longer than 20 bytes");
+        serial[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
+        let store = self.store()?;
+        tracing::info!(disk = %store, poll = ?self.poll, "serving");
+        Ok(Disk { store, serial, queues: self.queues })
+    }
+
+    fn sockets(&self) -> anyhow::Result<Sockets> {
+        if let Some(fd) = self.fd {
+            let socket = crate::sys::inherited(fd).with_context(|| format!("--fd {fd}"))?;
+            let name = format!("fd {fd}");
+            let socket = if rustix::net::sockopt::socket_acceptconn(&socket)? {
+                Socket::Listen(UnixListener::from(socket))
+            } else {
+                Socket::Connected(UnixStream::from(socket))
+            };
+            return Ok(Sockets { named: vec![(name, socket)], paths: Vec::new() });
+        }
+        let path = self.socket_path.as_deref().context("--socket-path is missing")?;
+        let numbered = |n| PathBuf::from(format!("{}{n}", path.display()));
+        let paths = match self.count {
+            Some(count) => (0..count).map(numbered).collect(),
+            None => vec![path.to_owned()],
+        };
+        let mut bound = Sockets { named: Vec::new(), paths: Vec::new() };
+        for path in paths {
+            let (listener, path_guard) = socket::bind(&path)?;
+            bound.named.push((path.display().to_string(), Socket::Listen(listener)));
+            bound.paths.push(path_guard);
+        }
+        Ok(bound)
+    }
+}
+
+/// Where front ends come from.
+struct Sockets {
+    named: Vec<(String, Socket)>,
+    /// Removed when dropped.
+    paths: Vec<SocketPath>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the image cannot be opened or the socket cannot be had.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.print_capabilities {
+        println!("{CAPABILITIES}");
+        return Ok(());
+    }
+    serve(args, || ())
+}
+
+/// The same, calling `ready` once front ends can connect.
+///
+/// # Errors
+/// As [`run`].
+pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
+    // Before any thread: a signal that comes early must not end the process by default.
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    let disks: Vec<_> =
+        (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
+    let Sockets { named, paths: _paths } = args.sockets()?;
+    let (control_end, shard_end) = mailbox()?;
+    let stop = Bell::new()?;
+    let options = ShardOptions { poll: args.poll(), cpu: args.cpu };
+    let shard = spawn("shard-0", move || shard_loop::run(disks, options, &shard_end))?;
+    let served = (0..)
+        .zip(named)
+        .map(|(n, (name, socket))| Served { device: DeviceId(n), shard: 0, name, socket })
+        .collect();
+    let stopped = stop.clone();
+    let control = spawn("control", move || {
+        let ends = [control_end];
+        control::run(served, &ends, &stopped, Options::default())?;
+        ends.iter().for_each(|end| end.send(Message::Shutdown));
+        Ok(())
+    })?;
+    ready();
+    signals.forever().next();
+    tracing::info!("stopping");
+    stop.ring();
+    let patience = std::time::Instant::now() + Duration::from_millis(args.shutdown_ms);
+    while !(shard.is_finished() && control.is_finished()) {
+        if std::time::Instant::now() > patience {
+            tracing::warn!("requests are still under way; leaving them");
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Starts a thread whose failure is the whole process's: there is no half-dead daemon.
+fn spawn(
+    name: &str,
+    body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    let guarded = move || {
+        if let Err(error) = body() {
+            tracing::error!("{error:#}");
+            std::process::exit(1);
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(guarded).context("starting a thread")
+}

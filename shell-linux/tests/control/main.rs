@@ -1,0 +1,12 @@
+//! The control thread against front ends that are slow, wrong, hostile or gone.
+//!
+//! Numbers in the names of tests are those of the project's list of bad input.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod descriptors;
+mod framing;
+mod leaving;
+mod meaning;
+mod stuck;

@@ -1,0 +1,104 @@
+//! A guest's memory with one ring in it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::client::{Client, event, longs, request, words};
+
+/// Bytes of the memory.
+pub(crate) const MEMORY: u64 = 1 << 20;
+/// Where the front end has it.
+pub(crate) const USER: u64 = 0x7f00_0000_0000;
+/// Entries of the ring.
+pub(crate) const RING: u32 = 8;
+
+const DESC: u64 = 0;
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const HEADER: u64 = 0x3000;
+const DATA: u64 = 0x4000;
+const STATUS: u64 = 0x5000;
+
+pub(crate) struct Guest {
+    pub(crate) memory: File,
+    pub(crate) kick: OwnedFd,
+    pub(crate) call: OwnedFd,
+    available: u16,
+}
+
+impl Guest {
+    pub(crate) fn new() -> Self {
+        let memory = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd"));
+        memory.set_len(MEMORY).unwrap();
+        Self { memory, kick: event(), call: event(), available: 0 }
+    }
+
+    /// A table with all of the memory.
+    pub(crate) fn table() -> Vec<u8> {
+        [words(&[1, 0]), longs(&[0, MEMORY, USER, 0])].concat()
+    }
+
+    /// The same for a single region.
+    pub(crate) fn region() -> Vec<u8> {
+        longs(&[0, 0, MEMORY, USER, 0])
+    }
+
+    pub(crate) fn addresses(index: u32) -> Vec<u8> {
+        [words(&[index, 0]), longs(&[USER + DESC, USER + USED, USER + AVAIL, 0])].concat()
+    }
+
+    /// Sets the first ring up, from the memory on.
+    pub(crate) fn start(&self, client: &mut Client) {
+        let memory = [self.memory.as_fd()];
+        assert_eq!(client.acked(request::SET_MEM_TABLE, &Self::table(), &memory), 0);
+        self.start_ring(client);
+    }
+
+    /// Sets the first ring up in memory that is known already.
+    pub(crate) fn start_ring(&self, client: &mut Client) {
+        assert_eq!(client.acked(request::SET_VRING_NUM, &words(&[0, RING]), &[]), 0);
+        let base = words(&[0, self.available.into()]);
+        assert_eq!(client.acked(request::SET_VRING_BASE, &base, &[]), 0);
+        assert_eq!(client.acked(request::SET_VRING_ADDR, &Self::addresses(0), &[]), 0);
+        let ring = 0_u64.to_ne_bytes();
+        assert_eq!(client.acked(request::SET_VRING_CALL, &ring, &[self.call.as_fd()]), 0);
+        assert_eq!(client.acked(request::SET_VRING_KICK, &ring, &[self.kick.as_fd()]), 0);
+        assert_eq!(client.acked(request::SET_VRING_ENABLE, &words(&[0, 1]), &[]), 0);
+    }
+
+    /// Puts the read of a sector into the ring.
+    pub(crate) fn read(&mut self) {
+        let put = |at, bytes: &[u8]| self.memory.write_all_at(bytes, at).unwrap();
+        let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
+            let ends = [flags.to_le_bytes(), next.to_le_bytes()].concat();
+            [&at.to_le_bytes()[..], &len.to_le_bytes(), &ends].concat()
+        };
+        put(DESC, &descriptor(HEADER, 16, 1, 1));
+        put(DESC + 16, &descriptor(DATA, 512, 3, 2));
+        put(DESC + 32, &descriptor(STATUS, 1, 2, 0));
+        put(HEADER, &[0; 16]);
+        put(STATUS, &[0xff]);
+        let place = u64::from(self.available) % u64::from(RING);
+        put(AVAIL + 4 + 2 * place, &0_u16.to_le_bytes());
+        self.available += 1;
+        put(AVAIL + 2, &self.available.to_le_bytes());
+        rustix::io::write(&self.kick, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Requests that were given back.
+    pub(crate) fn used(&self) -> u16 {
+        let mut index = [0; 2];
+        self.memory.read_exact_at(&mut index, USED + 2).unwrap();
+        u16::from_le_bytes(index)
+    }
+
+    /// The status byte of the last request.
+    pub(crate) fn status(&self) -> u8 {
+        let mut status = [0; 1];
+        self.memory.read_exact_at(&mut status, STATUS).unwrap();
+        status[0]
+    }
+}

@@ -1,0 +1,128 @@
+//! What tests of the control thread share: a daemon around a shard, and a front end that says
+//! what it is told to.
+
+pub(crate) mod client;
+pub(crate) mod guest;
+pub(crate) mod shard;
+
+use std::collections::BTreeMap;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sluice_core::device::DeviceId;
+use sluice_linux::control::{self, Options, Served, Socket};
+use sluice_linux::mailbox::{Bell, Message, mailbox};
+
+use client::Client;
+use shard::Hold;
+
+/// Tests count the descriptors of the process, so there is one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A control thread and a shard thread with some disks.
+pub(crate) struct Daemon {
+    pub(crate) hold: Arc<Hold>,
+    stop: Bell,
+    control: Option<JoinHandle<()>>,
+    shard: Option<JoinHandle<()>>,
+    directory: tempfile::TempDir,
+    disks: u32,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Daemon {
+    /// With this many disks that listen.
+    pub(crate) fn new(disks: u32) -> Self {
+        Self::with(disks, Vec::new(), Options::default())
+    }
+
+    /// With a patience that a test can wait for.
+    pub(crate) fn impatient(disks: u32) -> Self {
+        Self::with(disks, Vec::new(), Options { patience: Duration::from_millis(100) })
+    }
+
+    /// With disks that listen, and behind them some that are connected already.
+    pub(crate) fn with(disks: u32, connected: Vec<UnixStream>, options: Options) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().expect("a directory");
+        let listen = |disk| UnixListener::bind(directory.path().join(format!("{disk}"))).unwrap();
+        let listening = (0..disks).map(|disk| Socket::Listen(listen(disk)));
+        let served: Vec<_> = listening
+            .chain(connected.into_iter().map(Socket::Connected))
+            .zip(0..)
+            .map(|(socket, disk)| Served {
+                device: DeviceId(disk),
+                shard: 0,
+                name: format!("disk{disk}"),
+                socket,
+            })
+            .collect();
+        let (control_end, shard_end) = mailbox().expect("a mailbox");
+        let hold = Arc::new(Hold::default());
+        let (stop, held) = (Bell::new().expect("a bell"), Arc::clone(&hold));
+        let count = served.len();
+        let shard = std::thread::spawn(move || shard::run(&shard_end, count, &held));
+        let rings = stop.clone();
+        let control = std::thread::spawn(move || {
+            control::run(served, std::slice::from_ref(&control_end), &rings, options).unwrap();
+            control_end.send(Message::Shutdown);
+        });
+        let (control, shard) = (Some(control), Some(shard));
+        Self { hold, stop, control, shard, directory, disks, _alone: alone }
+    }
+
+    pub(crate) fn path(&self, disk: u32) -> PathBuf {
+        self.directory.path().join(format!("{disk}"))
+    }
+
+    /// A front end that has said nothing.
+    pub(crate) fn connect(&self, disk: u32) -> Client {
+        Client::new(UnixStream::connect(self.path(disk)).expect("the daemon listens"))
+    }
+
+    /// Waits until nothing of a disk's front ends is left: the next one is served.
+    pub(crate) fn settle(&self, disk: u32) -> Client {
+        let mut client = self.connect(disk);
+        assert!(client.is_served());
+        client
+    }
+
+    /// What is open when nothing of any front end is left, but for one at each disk that has
+    /// said nothing of weight.
+    pub(crate) fn open(&self) -> (u32, BTreeMap<String, usize>) {
+        let _settled: Vec<_> = (0..self.disks).map(|disk| self.settle(disk)).collect();
+        (self.hold.mappings(), descriptors())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.hold.release();
+        self.stop.ring();
+        // Both have to have lived until now.
+        let control = self.control.take().expect("dropped once").join();
+        let shard = self.shard.take().expect("dropped once").join();
+        if !std::thread::panicking() {
+            control.expect("the control thread lives");
+            shard.expect("the shard lives");
+        }
+    }
+}
+
+/// The open descriptors of this process: what they lead to, and how many do.
+pub(crate) fn descriptors() -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd").expect("proc is there").flatten() {
+        let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+        let target = target.display().to_string();
+        // Sockets and pipes differ by a number, and every listing has a directory of its own.
+        let kind = target.split(":[").next().unwrap_or_default().to_owned();
+        if !kind.ends_with("/fd") {
+            *kinds.entry(kind).or_default() += 1;
+        }
+    }
+    kinds
+}
