@@ -1,8 +1,8 @@
 //! The Linux shell around the core: syscalls, descriptors, threads and mappings.
 
 pub mod control;
-pub mod frontend;
 pub mod cpu;
+pub mod frontend;
 pub mod mailbox;
 pub mod mapping;
 pub mod shard_loop;

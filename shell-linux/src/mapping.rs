@@ -8,13 +8,14 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use crate::sigbus::Guarded;
 use anyhow::{Context, ensure};
 use rustix::fs::FileType;
 use rustix::mm::Advice;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::sigbus::Guarded;
 
 /// The largest page of any Linux: its multiples are whole pages everywhere.
 const PAGE_BYTES_MAX: usize = 64 << 10;

@@ -1,31 +1,35 @@
 //! Sizes as people write them.
 
-/// Bytes of a size such as `4096`, `64K`, `1.5G` or `2TiB`; units are powers of 1024.
+/// Reads a number of bytes: `512`, `4k`, `64M`, `1G`, `2T`; powers of 1024.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it.
+/// Says what is wrong with the text.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..].to_ascii_lowercase()[..] {
         "" | "b" => 0,
         "k" | "kib" => 10,
         "m" | "mib" => 20,
         "g" | "gib" => 30,
         "t" | "tib" => 40,
-        _ => return Err(format!("{unit:?} is no unit; use K, M, G or T")),
+        unit => return Err(format!("unknown unit `{unit}`: K, M, G and T are known")),
     };
-    let wrong = || format!("{text:?} is no size; write it like 512M or 10G");
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let whole: u64 = whole.parse().map_err(|_| wrong())?;
-    let mut bytes = whole.checked_mul(1 << shift).ok_or_else(wrong)?;
-    if !fraction.is_empty() {
-        let digits: u64 = fraction.parse().map_err(|_| wrong())?;
-        let scale = u32::try_from(fraction.len()).ok().and_then(|len| 10_u64.checked_pow(len));
-        let part = u128::from(digits) * (1 << shift) / u128::from(scale.ok_or_else(wrong)?);
-        let part = u64::try_from(part).map_err(|_| wrong())?;
-        bytes = bytes.checked_add(part).ok_or_else(wrong)?;
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no size"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("4k"), Ok(4096));
+        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_size("2T"), Ok(2 << 40));
+        for bad in ["", "k", "4x", "-1", "1.5G", "99999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
     }
-    Ok(bytes)
 }

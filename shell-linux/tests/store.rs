@@ -1,6 +1,18 @@
 //! The embedded store, through its public face.
 
-#[path = "store/kit.rs"]
-mod kit;
+#[path = "store/agree.rs"]
+mod agree;
 #[path = "store/basics.rs"]
 mod basics;
+#[path = "store/fuse.rs"]
+mod fuse;
+#[path = "store/full.rs"]
+mod full;
+#[path = "store/kit.rs"]
+mod kit;
+#[path = "store/lock.rs"]
+mod lock;
+#[path = "store/poison.rs"]
+mod poison;
+#[path = "store/room.rs"]
+mod room;

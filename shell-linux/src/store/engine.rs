@@ -2,11 +2,17 @@
 
 use std::os::fd::BorrowedFd;
 
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, poll};
 use sluice_core::op::{Op, OpId, OpKind, Piece};
 
+use super::aside::Asides;
 use super::ground::Ground;
-use super::inline::{Aside, carry_out};
+use super::inline::carry_out;
 use super::options::EngineKind;
+use super::probe::best_engine;
+use super::threads::Threads;
+use super::uring::Uring;
 use super::work::Work;
 use crate::mapping::Mappings;
 
@@ -21,23 +27,46 @@ pub(super) struct Ended {
 
 /// What carries operations out on a file.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one an image, and it stays in its place")]
 pub(super) enum Engine {
-    Inline { ground: Ground, work: Box<Work>, aside: Aside },
+    Inline { ground: Ground, work: Work, asides: Asides },
+    Uring(Uring),
+    Threads(Threads),
 }
 
 impl Engine {
-    /// The engine that was asked for, or the best one for the file.
+    /// The engine that was asked for, or the best one for the file; and its name, with the
+    /// reason where it is not the best.
     pub(super) fn new(
         ground: Ground,
-        _wanted: Option<EngineKind>,
-    ) -> anyhow::Result<(Self, EngineKind)> {
-        let inline = Self::Inline { ground, work: Box::new(Work::new()), aside: Aside::default() };
-        Ok((inline, EngineKind::Inline))
+        wanted: Option<EngineKind>,
+    ) -> anyhow::Result<(Self, String)> {
+        let kind = wanted.unwrap_or_else(|| best_engine(&ground.file));
+        let engine = match kind {
+            EngineKind::Inline => {
+                Self::Inline { ground, work: Work::new(), asides: Asides::default() }
+            }
+            EngineKind::Threads => Self::Threads(Threads::new(ground)?),
+            EngineKind::Uring => match Uring::new(ground) {
+                Ok(uring) => Self::Uring(uring),
+                Err((_, error)) if wanted.is_some() => {
+                    return Err(error).context("io_uring is not to be had here");
+                }
+                Err((ground, error)) => {
+                    let threads = Self::Threads(Threads::new(ground)?);
+                    return Ok((threads, format!("threads (no io_uring: {error})")));
+                }
+            },
+        };
+        Ok((engine, kind.to_string()))
     }
 
-    pub(super) const fn ground(&self) -> &Ground {
+    #[inline]
+    pub(super) fn ground(&self) -> &Ground {
         match self {
             Self::Inline { ground, .. } => ground,
+            Self::Uring(uring) => uring.ground(),
+            Self::Threads(threads) => threads.ground(),
         }
     }
 
@@ -49,10 +78,12 @@ impl Engine {
         mem: &Mappings,
     ) -> Option<i64> {
         match self {
-            Self::Inline { ground, work, aside } => {
+            Self::Inline { ground, work, asides } => {
                 let done = work.begin(op, pieces, mem, ground);
-                Some(done.unwrap_or_else(|| carry_out(work, ground, aside)))
+                Some(done.unwrap_or_else(|| carry_out(work, ground, asides)))
             }
+            Self::Uring(uring) => uring.submit(op, pieces, mem),
+            Self::Threads(threads) => threads.submit(op, pieces, mem),
         }
     }
 
@@ -60,6 +91,8 @@ impl Engine {
     pub(super) fn kick(&mut self) {
         match self {
             Self::Inline { .. } => {}
+            Self::Uring(uring) => uring.kick(),
+            Self::Threads(threads) => threads.kick(),
         }
     }
 
@@ -67,19 +100,25 @@ impl Engine {
     pub(super) fn reap(&mut self) -> Option<Ended> {
         match self {
             Self::Inline { .. } => None,
+            Self::Uring(uring) => uring.reap(),
+            Self::Threads(threads) => threads.reap(),
         }
     }
 
     /// Sleeps until [`reap`](Self::reap) may have something.
     pub(super) fn wait(&mut self) {
-        match self {
-            Self::Inline { .. } => {}
+        self.kick();
+        if let Some(fd) = self.wake_fd() {
+            // Whatever ends it, the caller looks again.
+            let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None);
         }
     }
 
     pub(super) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Inline { .. } => None,
+            Self::Uring(uring) => Some(uring.wake_fd()),
+            Self::Threads(threads) => Some(threads.wake_fd()),
         }
     }
 }

@@ -249,6 +249,7 @@ impl fmt::Display for FileStore {
     }
 }
 
+//= spec/store.md#STO-15
 impl Drop for FileStore {
     /// The kernel may still be writing to memory that the caller gives up next.
     fn drop(&mut self) {

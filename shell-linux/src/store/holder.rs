@@ -24,12 +24,12 @@ impl Holder {
         let stat = fstat(file).ok()?;
         let place =
             format!("{:02x}:{:02x}:{}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino);
-        let taker = Self::of(locks.lines().find_map(|line| holder_in(line, &place))?);
-        if taker.alive {
-            return Some(taker);
+        let taker = locks.lines().find_map(|line| holder_in(line, &place)).map(Self::of);
+        if taker.as_ref().is_some_and(|taker| taker.alive) {
+            return taker;
         }
         // A lock belongs to the open file. Whoever inherited that holds it now.
-        Some(heirs(&place).into_iter().map(Self::of).find(|heir| heir.alive).unwrap_or(taker))
+        heirs(&place).into_iter().map(Self::of).find(|heir| heir.alive).or(taker)
     }
 
     fn of(pid: u32) -> Self {

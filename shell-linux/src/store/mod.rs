@@ -9,6 +9,7 @@
 //! (`spec/lifecycle.md#LIF-9`), which is what makes it right to give the addresses to the kernel.
 
 mod align;
+mod aside;
 mod counters;
 mod engine;
 mod file;
@@ -21,6 +22,8 @@ mod memory;
 mod null;
 mod options;
 mod probe;
+mod threads;
+mod uring;
 mod vector;
 mod work;
 

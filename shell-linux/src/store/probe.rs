@@ -10,20 +10,33 @@ use rustix::io::Errno;
 
 use super::align::Alignment;
 use super::file::Way;
-use super::options::OpenOptions;
+use super::options::{EngineKind, OpenOptions};
 
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
-const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+/// `TMPFS_MAGIC`, `RAMFS_MAGIC` and `FUSE_SUPER_MAGIC` of linux/magic.h.
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
+const FUSE: i64 = 0x6573_5546;
 
-/// Whether the file's bytes are in memory for good, so that no call on it sleeps on a device.
-pub(super) fn never_sleeps(file: &File) -> bool {
+/// The engine that suits a file's file system.
+//= spec/store.md#STO-6
+pub(super) fn best_engine(file: &File) -> EngineKind {
+    match kind_of(file) {
+        // The bytes are in memory for good, so no call sleeps on a device.
+        Some(TMPFS | RAMFS) => EngineKind::Inline,
+        // After a transfer that was cut short io_uring goes on by itself, and where the file
+        // system is a program it does so at the wrong offset and reports success (Linux 6.18).
+        Some(FUSE) => EngineKind::Threads,
+        _ => EngineKind::Uring,
+    }
+}
+
+fn kind_of(file: &File) -> Option<i64> {
     #[allow(clippy::useless_conversion, reason = "the field's type depends on the target")]
-    fstatfs(file).is_ok_and(|about| MEMORY_FILE_SYSTEMS.contains(&i64::from(about.f_type)))
+    fstatfs(file).ok().map(|about| i64::from(about.f_type))
 }
 
 /// The descriptor for an image's I/O: past the page cache where its blocks allow that.
 //= spec/store.md#STO-5
-//= spec/store.md#STO-6
 pub(super) fn open_best(
     path: &Path,
     plain: File,
@@ -31,7 +44,7 @@ pub(super) fn open_best(
     bytes: u64,
 ) -> anyhow::Result<(File, Way)> {
     let buffered = |file, how| Ok((file, Way { alignment: Alignment::NONE, how }));
-    if never_sleeps(&plain) {
+    if best_engine(&plain) == EngineKind::Inline {
         return buffered(plain, "in memory");
     }
     if !options.direct {

@@ -58,3 +58,74 @@ fn b39_memory_that_has_vanished_is_an_error_and_nothing_worse() {
         assert_eq!(result, -i64::from(libc::EFAULT));
     }
 }
+
+//= spec/store.md#STO-1
+#[test]
+fn the_null_image_moves_nothing() {
+    let mut store = Store::null(MIB);
+    let guest = Guest::new(MIB);
+    guest.put(0, &[9; 4096]);
+    let pieces = [guest.piece(0, 4096)];
+    assert_eq!(run(&mut store, &op(1, OpKind::Read, 0, 4096), &pieces, &guest.mem), 4096);
+    assert_eq!(guest.get(0, 4096), [9; 4096]);
+    assert_eq!(run(&mut store, &op(1, OpKind::Sync, 0, 0), &[], &guest.mem), 0);
+    assert_eq!(store.config().capacity_sectors, MIB / 512);
+}
+
+//= spec/store.md#STO-3
+#[test]
+fn what_is_no_image_is_refused_with_a_reason() {
+    let dir = tmpfs();
+    let say = |path: &std::path::Path, options| match Store::open(path, options) {
+        Ok(store) => panic!("{store}"),
+        Err(error) => format!("{error:#}"),
+    };
+    let plain = OpenOptions::default();
+    assert!(say(&dir.path().join("nothing"), plain).contains("No such file"));
+    assert!(say(dir.path(), plain).contains("cannot open"));
+    assert!(say(std::path::Path::new("/dev/null"), plain).contains("no regular file"));
+    for bytes in [0, 511, 513] {
+        let said = say(&image(dir.path(), bytes), plain);
+        assert!(said.contains("multiple of 512"), "{said}");
+    }
+    let path = image(dir.path(), 4096 + 512);
+    let blocks = OpenOptions { block_bytes: 4096, ..plain };
+    assert!(say(&path, blocks).contains("logical block"));
+    assert!(say(&path, OpenOptions { block_bytes: 1000, ..plain }).contains("512 or 4096"));
+    assert!(Store::memory(0).is_err() && Store::memory(1000).is_err());
+}
+
+//= spec/store.md#STO-4
+#[test]
+fn operations_that_the_image_does_not_allow_fail() {
+    let dir = tmpfs();
+    let path = image(dir.path(), MIB);
+    let guest = Guest::new(2 * MIB);
+    let error = |errno: i32| -i64::from(errno);
+    let mut store = take(&path, OpenOptions { read_only: true, ..OpenOptions::default() });
+    assert!(store.config().read_only && !store.config().discard && !store.config().write_zeroes);
+    let pieces = [guest.piece(0, 4096)];
+    let mem = &guest.mem;
+    let write = op(1, OpKind::Write, 0, 4096);
+    assert_eq!(run(&mut store, &write, &pieces, mem), error(libc::EROFS));
+    assert_eq!(run(&mut store, &op(1, OpKind::Discard, 0, 512), &[], mem), error(libc::EROFS));
+    assert_eq!(run(&mut store, &op(1, OpKind::Read, 0, 4096), &pieces, mem), 4096);
+    assert_eq!(run(&mut store, &op(1, OpKind::Sync, 0, 0), &[], mem), 0);
+    for (offset, len) in [(MIB, 4096), (MIB - 512, 4096), (u64::MAX - 511, 4096)] {
+        let read = op(1, OpKind::Read, offset, len);
+        assert_eq!(run(&mut store, &read, &pieces, mem), error(libc::EINVAL));
+    }
+    // Pieces that are not as long as the operation says.
+    let read = op(1, OpKind::Read, 0, 8192);
+    assert_eq!(run(&mut store, &read, &pieces, mem), error(libc::EINVAL));
+}
+
+//= spec/store.md#STO-6
+#[test]
+fn the_engine_follows_the_file_system() {
+    let (memory, disk) = (tmpfs(), disk());
+    let said = take(&image(memory.path(), MIB), OpenOptions::default()).describe();
+    assert!(said.contains("engine inline, in memory"), "{said}");
+    let said = take(&image(disk.path(), MIB), OpenOptions::default()).describe();
+    assert!(!said.contains("inline"), "{said}");
+}
