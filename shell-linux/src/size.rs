@@ -33,3 +33,42 @@ mod tests {
         }
     }
 }
+
+/// A size as [`parse_size`] takes it: exact where few digits do, else to one decimal.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let units = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
+    let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
+        return bytes.to_string();
+    };
+    let whole = bytes >> shift;
+    let tenths = (u128::from(bytes & ((1 << shift) - 1)) * 10) >> shift;
+    if tenths == 0 { format!("{whole}{unit}") } else { format!("{whole}.{tenths}{unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("64K", 65536), ("1.5G", 3 << 29), ("2TiB", 2 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "1.G2", "-1", "1X", "1.5.5G", "99999999999T", "1e9", "١"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1 << 10, "1K"),
+            (3 << 29, "1.5G"),
+            ((1 << 30) + 1, "1G"),
+            (u64::MAX, "16777215.9T"),
+        ] {
+            assert_eq!(show_size(bytes), text);
+        }
+    }
+}

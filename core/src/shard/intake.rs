@@ -406,7 +406,7 @@ impl Intake<'_> {
 /// too.
 //= spec/blk.md#BLK-17
 #[inline]
-fn sync_holders(map: &PgMap<'_>, image: &ImageConfig) -> u32 {
+pub(super) fn sync_holders(map: &PgMap<'_>, image: &ImageConfig) -> u32 {
     match image.backing {
         Backing::Store => 1,
         Backing::Cluster { pool, .. } => map.pool(pool).map_or(1, |pool| pool.pg_count),

@@ -329,8 +329,7 @@ impl<'s> Shard<'s> {
             Input::Capture(image, granted) => self.capture(image, granted),
             Input::Cluster(_, epoch, update) => {
                 self.map.update(epoch, update)?;
-                let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
-                self.cut.append(&mut self.requests, &mut unplaced);
+                self.look_again();
             }
             Input::MemoryLost(region) => self.memory_lost(region),
             Input::Shutdown => self.stopping = true,

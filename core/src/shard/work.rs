@@ -1,5 +1,6 @@
 //! From requests to operations, and from replies to used rings.
 
+use super::intake::sync_holders;
 use super::{PUBLISH, Shard};
 use crate::blk::Status;
 use crate::complete;
@@ -9,7 +10,7 @@ use crate::limits::PARTS_RESERVED;
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
 use crate::placement::PgNum;
-use crate::request::{Part, Pieces, Slice};
+use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
 use crate::slots::Fifo;
 use crate::trace::TraceEvent;
 use crate::virtqueue::QueueFault;
@@ -174,6 +175,21 @@ impl Shard<'_> {
             return Route::Covered;
         }
         Route::To(Target::Osd(cluster, osd), inode)
+    }
+
+    /// The map has changed: what found nobody may find somebody now, and a flush that is still
+    /// looking begins again. Who it has asked says nothing about where groups are by now, and
+    /// before the map was there it did not even know how many there are.
+    //= spec/blk.md#BLK-17
+    pub(super) fn look_again(&mut self) {
+        let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
+        self.cut.append(&mut self.requests, &mut unplaced);
+        for request in self.requests.used_mut() {
+            if request.kind == RequestKind::Flush && !request.cursor.is_done() {
+                let config = &self.images[request.image].config;
+                request.cursor = Cursor::steps(sync_holders(&self.map, config));
+            }
+        }
     }
 
     /// What a sync's end means for its flush. After one has failed, what was written since the

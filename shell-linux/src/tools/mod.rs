@@ -7,6 +7,7 @@ mod load;
 mod plan;
 pub mod bench;
 pub mod demo;
+pub mod image;
 pub mod qemu_args;
 pub mod serve_one;
 pub mod verify;
