@@ -1,21 +1,13 @@
-//! From the dispatcher's calls to control events: types are translated and descriptors checked,
-//! everything that is meant is the core's to judge.
+//! From a message to its control event and back: descriptors are checked here, everything that
+//! is meant is the core's to judge.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use sluice_core::device::{
-    ControlEvent, ControlReply, DeviceId, ProtocolFeatures, RegionList, RingAddresses,
-};
-use sluice_core::memory::{Region, RegionId};
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
+use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use vhost::vhost_user::{Error, Result};
 
 use super::descriptors::{check_eventfd, own};
 use super::quiet::Quiet;
@@ -88,7 +80,26 @@ impl<'e> Handler<'e> {
         self.told_features.get() && self.reply_ack.get()
     }
 
-    fn ask(
+    pub(super) fn set_owned(&self) {
+        self.owned.set(true);
+    }
+
+    pub(super) fn set_told_features(&self) {
+        self.told_features.set(true);
+    }
+
+    pub(super) fn set_reply_ack(&self, negotiated: bool) {
+        self.reply_ack.set(negotiated);
+    }
+
+    /// The answer comes later. An error makes the dispatcher send nothing and forget nothing.
+    pub(super) fn defer(&self) -> Error {
+        self.verdict.set(Verdict::Deferred);
+        Error::InvalidOperation("deferred")
+    }
+
+    /// Sends one event and waits for the shard's next turn.
+    pub(super) fn ask(
         &self,
         event: ControlEvent,
         mappings: Vec<Mapping>,
@@ -111,26 +122,26 @@ impl<'e> Handler<'e> {
     }
 
     /// A message that changes something.
-    fn tell(&self, event: ControlEvent, fd: Option<OwnedFd>) -> Result<()> {
+    pub(super) fn tell(&self, event: ControlEvent, fd: Option<OwnedFd>) -> Result<()> {
         self.ask(event, Vec::new(), fd).map(drop)
     }
 
     /// A message that asks for a number. There is no way to refuse that but to close.
-    fn number(&self, event: ControlEvent) -> Result<u64> {
+    pub(super) fn number(&self, event: ControlEvent) -> Result<u64> {
         match self.ask(event, Vec::new(), None).map_err(|error| self.close(error))? {
             ControlReply::Value(value) => Ok(value),
             _ => Err(self.close(Error::BackendInternalError)),
         }
     }
 
-    fn close(&self, error: Error) -> Error {
+    pub(super) fn close(&self, error: Error) -> Error {
         if self.verdict.get() != Verdict::ShardGone {
             self.verdict.set(Verdict::Close);
         }
         error
     }
 
-    fn refuse(&self, refusal: &Refusal) -> Error {
+    pub(super) fn refuse(&self, refusal: &Refusal) -> Error {
         self.verdict.set(Verdict::Nack);
         if self.quiet.allows() {
             tracing::warn!(disk = %self.name, "refused: {refusal}; {}", remedy(refusal));
@@ -139,11 +150,11 @@ impl<'e> Handler<'e> {
     }
 
     /// A message that is never let in here.
-    fn unexpected<T>(&self) -> Result<T> {
+    pub(super) fn unexpected<T>(&self) -> Result<T> {
         Err(self.close(Error::InvalidMessage))
     }
 
-    fn ring(&self, event: ControlEvent, file: Option<File>) -> Result<()> {
+    pub(super) fn ring(&self, event: ControlEvent, file: Option<File>) -> Result<()> {
         let fd = file.map(own).transpose().map_err(|error| Error::SocketError(error.into()))?;
         if let Some(fd) = &fd {
             check_eventfd(fd).map_err(|error| self.close(self.refuse(&Refusal::Ring(error))))?;
@@ -151,6 +162,7 @@ impl<'e> Handler<'e> {
         self.tell(event, fd)
     }
 }
+<<<<<<< HEAD
 
 /// Regions are numbered by the place of their mapping until the shard gives them their numbers.
 fn region(place: usize, region: &VhostUserMemoryRegion) -> Region {
@@ -357,3 +369,5 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         self.unexpected()
     }
 }
+=======
+>>>>>>> control
