@@ -140,10 +140,10 @@ impl Request {
 
     /// The next slice, without moving on; `None` when all is cut.
     #[inline]
-    pub(crate) fn peek_slice(
+    pub(crate) fn peek_slice<'r>(
         &mut self,
         geometry: Geometry,
-        ranges: &[Range; RANGES_MAX],
+        ranges: impl FnOnce() -> &'r [Range; RANGES_MAX],
     ) -> Option<Slice> {
         let cursor = &mut self.cursor;
         let kind = match self.kind {
@@ -154,6 +154,7 @@ impl Request {
                 return (!cursor.is_done()).then_some(slice);
             }
             RequestKind::Discard | RequestKind::WriteZeroes => {
+                let ranges = ranges();
                 if cursor.len == 0 && cursor.step < cursor.steps {
                     let range = ranges[cursor.step as usize];
                     (cursor.offset, cursor.len) = (range.offset, range.len);
@@ -243,7 +244,8 @@ pub struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     /// The pieces of `part`, whose request has its segments in `chain`. When the landing place
-    /// is gone they are skipped.
+    /// is gone they are skipped; a write that was sent is still sent to its end, from memory
+    /// that stays mapped for it.
     #[inline]
     pub(crate) fn new(
         request: &Request,
@@ -257,6 +259,7 @@ impl<'a> Pieces<'a> {
         };
         let first = usize::from(request.first_segment);
         let segments = &chain[first..first + usize::from(request.segments)];
+        let gone = gone && part.kind == OpKind::Read;
         Self { segments, skip: part.skip, len, gone }
     }
 }

@@ -60,6 +60,10 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
     pub fn new(places: &'s mut [Slot<T, LINKS>]) -> Self {
         let available = u32::try_from(places.len()).expect("pool too large");
         assert!(available < NONE, "pool too large");
+        // Places that an earlier pool was still using are free again, their names stale.
+        for place in places.iter_mut().filter(|place| place.in_use()) {
+            place.generation = place.generation.wrapping_add(1);
+        }
         Self { places, free: NONE, fresh: 0, available }
     }
 
@@ -298,6 +302,19 @@ mod tests {
         assert_eq!((slots.available(), slots.in_use()), (0, 3));
         slots.release(1);
         assert_eq!(slots.used().collect::<std::vec::Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn lent_again_all_places_are_free_and_old_names_are_stale() {
+        let mut places = places::<1>();
+        let mut slots = Slots::new(&mut places);
+        let index = slots.acquire().unwrap();
+        let id = slots.id(index);
+        let mut slots = Slots::new(&mut places);
+        assert_eq!((slots.find(id), slots.available()), (None, 1));
+        assert_eq!(slots.acquire(), Some(0));
+        assert_eq!(slots.find(id), None);
+        slots.release(0);
     }
 
     #[test]

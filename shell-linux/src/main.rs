@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_linux::tools::{bench, demo, qemu_args, serve_one};
+use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one, verify};
 use tracing_subscriber::EnvFilter;
 
 /// The gate between virtual machines and block storage.
@@ -29,7 +29,9 @@ enum Command {
     Demo(demo::Args),
     ServeOne(serve_one::Args),
     Bench(bench::Args),
+    Verify(verify::Args),
     QemuArgs(qemu_args::Args),
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,10 +48,12 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args).map(|()| ExitCode::SUCCESS),
         Command::ServeOne(args) => serve_one::run(args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::QemuArgs(args) => {
             qemu_args::run(args);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Image(args) => Ok(image::run(args)),
     };
     match done {
         Ok(code) => code,

@@ -163,7 +163,8 @@ impl Shard<'_> {
                 return Err(ControlFault::Inflight);
             }
             Some(area) => {
-                let offset = area.offset + u64::from(index) * inflight::queue_bytes(area.size);
+                let before = u64::from(index) * inflight::queue_bytes(area.size);
+                let offset = area.offset.checked_add(before).ok_or(ControlFault::Inflight)?;
                 Some(
                     Inflight::start(mem, area.region, offset, size, ring.next_used())
                         .map_err(|_| ControlFault::Inflight)?,

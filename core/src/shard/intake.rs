@@ -257,13 +257,19 @@ impl Shard<'_> {
             Capture::None | Capture::Asked => &mut image.waiting,
         };
         let waiting = ready.len();
+        let mut count = 0;
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
-            if let Some(inflight) = &mut queue.inflight {
-                inflight.mark(mem, ChainToken(head.into()))?;
+            if let Some(inflight) = &mut queue.inflight
+                && let Err(gone) = inflight.mark(mem, ChainToken(head.into()))
+            {
+                // The chains before this one are requests already, and have to be counted.
+                fault = Some(gone.into());
+                break;
             }
             let Some(slot) = self.requests.acquire() else { break };
+            count += 1;
             let segments = &mut self.segments[slot as usize];
-            let chain = walk(mem, &intake.device.map, ring, head, first, &mut self.links, segments);
+            let chain = walk(mem, &intake.device.map, ring, head, first, segments);
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
             if intake.admit(mem, &chain, segments, ranges, request) {
@@ -272,7 +278,6 @@ impl Shard<'_> {
                 queue.done.push(&mut self.requests, slot);
             }
         }
-        let count = u32::try_from(taken).unwrap_or(0);
         queue.live += count;
         intake.device.live += count;
         self.counters.requests += u64::from(count);
@@ -406,7 +411,7 @@ impl Intake<'_> {
 /// too.
 //= spec/blk.md#BLK-17
 #[inline]
-fn sync_holders(map: &PgMap<'_>, image: &ImageConfig) -> u32 {
+pub(super) fn sync_holders(map: &PgMap<'_>, image: &ImageConfig) -> u32 {
     match image.backing {
         Backing::Store => 1,
         Backing::Cluster { pool, .. } => map.pool(pool).map_or(1, |pool| pool.pg_count),

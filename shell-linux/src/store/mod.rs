@@ -16,7 +16,7 @@ mod file;
 mod ground;
 mod holder;
 mod inline;
-mod lock;
+pub(crate) mod lock;
 pub mod marker;
 mod memory;
 mod null;

@@ -91,7 +91,9 @@ impl Uring {
         if !self.waiting.is_empty() || !self.start(index) {
             self.waiting.push_back(index);
         }
-        None
+        // No descriptor says that something has failed before the kernel saw it.
+        let failed = self.failed.pop_back_if(|ended| ended.id == op.id);
+        failed.map(|ended| ended.result)
     }
 
     /// Hands everything over that has been pushed.
@@ -119,6 +121,7 @@ impl Uring {
             let Some((index, result)) = self.completion() else {
                 // What could not be handed over, or goes on after a partial result.
                 self.kick();
+                self.let_in();
                 return None;
             };
             if let Some(ended) = self.take_in(index, result) {
@@ -166,13 +169,19 @@ impl Uring {
             self.asides.give_back(aside);
         }
         self.free.push(index);
+        self.let_in();
+        Ended { id, kind, offset, result }
+    }
+
+    /// Begins as much of what waits as there is room for.
+    #[inline]
+    fn let_in(&mut self) {
         while let Some(next) = self.waiting.pop_front() {
             if !self.start(next) {
                 self.waiting.push_front(next);
                 break;
             }
         }
-        Ended { id, kind, offset, result }
     }
 
     /// Begins what is in a place; `false` when it has to wait for another to end.

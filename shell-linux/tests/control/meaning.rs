@@ -198,7 +198,7 @@ fn b21_b22_sizes_bases_and_rings_in_full_width() {
     assert_eq!(decide(request::SET_VRING_ENABLE, 0, 2), None);
 }
 
-//= spec/vhost-user.md#VHU-13
+//= spec/blk.md#BLK-18
 #[test]
 fn b25_b26_the_configuration_space_in_any_length() {
     let daemon = Daemon::new(1);
