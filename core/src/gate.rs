@@ -235,13 +235,21 @@ fn check(facts: &Facts, header: Header, rule: &Rule) -> Result<(), GateFault> {
     if !(rule.body.0..=rule.body.1).contains(&header.size) {
         return Err(GateFault::Size);
     }
-    let (fewest, most) = (usize::from(rule.descriptors.0), usize::from(rule.descriptors.1));
-    if facts.truncated || !(fewest..=most).contains(&facts.descriptors) {
+    // A look goes on behind the bytes it returns until it meets descriptors, so where more than
+    // this message waits they may be a later one's. The count is a bound then; taking the
+    // message will tell. More than any message may have is wrong wherever they belong.
+    let alone = facts.queued <= HEADER_BYTES + header.size as usize;
+    let agrees = |fewest: u8, most: u8| {
+        facts.descriptors >= usize::from(fewest)
+            && (facts.descriptors <= usize::from(most) || !alone)
+    };
+    let too_many = facts.truncated || facts.descriptors > usize::from(DESCRIPTORS_MAX);
+    if too_many || !agrees(rule.descriptors.0, rule.descriptors.1) {
         return Err(GateFault::Descriptors);
     }
     if let Some(word) = facts.word.filter(|_| rule.ring_word) {
-        let descriptors = usize::from(word & NO_DESCRIPTOR == 0);
-        if word & !(RING_BITS | NO_DESCRIPTOR) != 0 || facts.descriptors != descriptors {
+        let descriptors = u8::from(word & NO_DESCRIPTOR == 0);
+        if word & !(RING_BITS | NO_DESCRIPTOR) != 0 || !agrees(descriptors, descriptors) {
             return Err(GateFault::RingWord);
         }
     }

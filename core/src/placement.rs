@@ -71,6 +71,7 @@ impl PoolConfig {
         PgNum(u32::try_from(index).map_or(1, |index| index + 1))
     }
 
+    //= spec/placement.md#PLC-5
     fn check(&self) -> Result<(), MapError> {
         let block = 4096..=128 << 20;
         let sound = block.contains(&self.block_bytes)

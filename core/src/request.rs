@@ -243,7 +243,8 @@ pub struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     /// The pieces of `part`, whose request has its segments in `chain`. When the landing place
-    /// is gone they are skipped.
+    /// is gone they are skipped; a write that was sent is still sent to its end, from memory
+    /// that stays mapped for it.
     #[inline]
     pub(crate) fn new(
         request: &Request,
@@ -257,6 +258,7 @@ impl<'a> Pieces<'a> {
         };
         let first = usize::from(request.first_segment);
         let segments = &chain[first..first + usize::from(request.segments)];
+        let gone = gone && part.kind == OpKind::Read;
         Self { segments, skip: part.skip, len, gone }
     }
 }

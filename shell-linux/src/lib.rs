@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod cpu;
+pub mod frontend;
 pub mod image;
 pub mod mailbox;
 pub mod mapping;

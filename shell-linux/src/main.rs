@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_linux::tools::{demo, qemu_args, serve_one};
+use sluice_linux::tools::{bench, demo, qemu_args, serve_one};
 use tracing_subscriber::EnvFilter;
 
 /// The gate between virtual machines and block storage.
@@ -28,6 +28,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     ServeOne(serve_one::Args),
+    Bench(bench::Args),
     QemuArgs(qemu_args::Args),
 }
 
@@ -42,15 +43,16 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let done = match &cli.command {
-        Command::Demo(args) => demo::run(args),
-        Command::ServeOne(args) => serve_one::run(args),
+        Command::Demo(args) => demo::run(args).map(|()| ExitCode::SUCCESS),
+        Command::ServeOne(args) => serve_one::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(args),
         Command::QemuArgs(args) => {
             qemu_args::run(args);
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("sluice: {error:#}");
             ExitCode::FAILURE

@@ -212,6 +212,35 @@ impl Mappings {
         Ok(())
     }
 
+    /// Copies bytes of this process into a segment of the same length.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_in(&self, from: &[u8], segment: Segment) -> Result<(), OutOfRegion> {
+        let into = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if from.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: the segment has been checked just now, `from` is as long, and private memory
+        // does not overlap a mapping that is shared.
+        unsafe { copy(from.as_ptr(), into, from.len()) };
+        Ok(())
+    }
+
+    /// Copies a segment to bytes of this process.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] when the segment is not mapped or longer or shorter.
+    pub fn copy_out(&self, segment: Segment, into: &mut [u8]) -> Result<(), OutOfRegion> {
+        let from = self.find(segment.region(), segment.offset, u64::from(segment.len))?;
+        if into.len() != segment.len as usize {
+            return Err(OutOfRegion);
+        }
+        // SAFETY: as in `copy_in`, the other way round.
+        unsafe { copy(from, into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
     /// The address of `len` bytes that lie inside one mapping.
     #[inline]
     fn find(&self, region: RegionId, offset: u64, len: u64) -> Result<*mut u8, OutOfRegion> {

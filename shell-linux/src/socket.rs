@@ -20,11 +20,14 @@ const UMASK: Mode = Mode::XUSR.union(Mode::XGRP).union(Mode::RWXO);
 /// The umask is the whole process's.
 static UMASK_LOCK: Mutex<()> = Mutex::new(());
 
+/// Which socket it is: device, number, and when it was made, as numbers are used again.
+type Identity = (u64, u64, i64, u64);
+
 /// A socket's name; removed when dropped if it still leads to the same socket.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: Identity,
 }
 
 /// Listens at `path`, with mode 0660.
@@ -72,9 +75,12 @@ fn lock_directory(path: &Path) -> anyhow::Result<File> {
 }
 
 /// What is at a path, links not followed, and which it is.
-fn identify(path: &Path) -> anyhow::Result<Option<(rustix::fs::Stat, (u64, u64))>> {
+fn identify(path: &Path) -> anyhow::Result<Option<(rustix::fs::Stat, Identity)>> {
     match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some((stat, (stat.st_dev, stat.st_ino)))),
+        Ok(stat) => {
+            let made = (stat.st_mtime, stat.st_mtime_nsec);
+            Ok(Some((stat, (stat.st_dev, stat.st_ino, made.0, made.1))))
+        }
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -19,11 +19,13 @@ use sluice_core::time::Instant;
 use sluice_core::virtqueue::QueueFault;
 use sluice_core::virtqueue::layout::{
     AVAIL_IDX, AVAIL_RING, DESC_BYTES, USED_IDX, USED_RING, avail_ring_bytes, desc_table_bytes,
+    used_ring_bytes,
 };
 
 use crate::arena::{Arena, Capacity};
 use crate::memory::FlatMemory;
 use crate::ram::Ram;
+use crate::reference::Reference;
 
 /// The region of the guest's lower memory.
 pub const LOW: RegionId = RegionId(0);
@@ -216,6 +218,12 @@ impl<'a> Rig<'a> {
         self.take_effects(self.mem);
     }
 
+    /// Entries of the ring.
+    #[must_use]
+    pub const fn size(&self) -> u16 {
+        self.setup.size
+    }
+
     /// Where the rings lie for the front end.
     #[must_use]
     pub fn addresses(&self) -> RingAddresses {
@@ -242,6 +250,25 @@ impl<'a> Rig<'a> {
     #[must_use]
     pub const fn used_ring(&self) -> u64 {
         (self.avail() + avail_ring_bytes(self.setup.size)).next_multiple_of(4)
+    }
+
+    /// Where the rings end in [`RING`].
+    #[must_use]
+    pub const fn rings_end(&self) -> u64 {
+        self.used_ring() + used_ring_bytes(self.setup.size)
+    }
+
+    /// The device as the reference sees it.
+    #[must_use]
+    pub fn reference(&self) -> Reference<'_> {
+        Reference {
+            mem: self.mem,
+            regions: &self.setup.regions,
+            table: (RING, 0),
+            size: self.setup.size,
+            features: self.setup.features,
+            image: &self.setup.image,
+        }
     }
 
     /// Writes one descriptor of the ring's table.

@@ -163,6 +163,25 @@ fn b06_b07_b08_descriptors_are_counted() {
     assert_eq!(rule(37).descriptors, (1, 1));
 }
 
+/// Messages sent back to back: a look at one without descriptors shows those of the next.
+//= spec/vhost-user.md#VHU-2
+#[test]
+fn descriptors_may_belong_to_a_message_that_waits_behind() {
+    let behind = |request, descriptors, word| {
+        with(request, |f| {
+            f.queued += 20;
+            (f.descriptors, f.word) = (descriptors, word);
+        })
+    };
+    for descriptors in 0..=32 {
+        assert!(matches!(behind(2, descriptors, None), Decision::Whole(..)));
+    }
+    assert!(matches!(behind(13, 1, Some(NO_DESCRIPTOR)), Decision::Whole(..)));
+    // No message has so many, and one that needs some cannot do with none.
+    assert_eq!(behind(2, 33, None), Decision::Bad(GateFault::Descriptors));
+    assert_eq!(behind(37, 0, None), Decision::Bad(GateFault::Descriptors));
+}
+
 //= spec/vhost-user.md#VHU-2
 #[test]
 fn b09_descriptors_on_a_piece_of_a_header_are_refused() {

@@ -113,6 +113,8 @@ impl Shard<'_> {
             Some(queue) => queue,
             None => self.queues.acquire().ok_or(ControlFault::QueuePool)?,
         };
+        // It must not stand in a list that it has forgotten.
+        self.unpublish(queue);
         self.queues[queue] = Queue { device, index, size, ..Queue::EMPTY };
         self.devices[device].vrings[usize::from(index)].queue = queue;
         Ok(())
@@ -206,7 +208,8 @@ impl Shard<'_> {
     }
 
     fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
-        self.unpublish(queue);
+        // The last batch may have just been published: its notification is still to be polled.
+        debug_assert!(!self.queues[queue].publishing, "nothing is under way");
         let state = &mut self.queues[queue];
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];

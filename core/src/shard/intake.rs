@@ -250,6 +250,7 @@ impl Shard<'_> {
             device,
             queue: index,
             holders: sync_holders(&self.map, &image.config),
+            unanswerable: 0,
         };
         let ready = match image.capture {
             Capture::Granted => &mut self.cut,
@@ -275,6 +276,7 @@ impl Shard<'_> {
         queue.live += count;
         intake.device.live += count;
         self.counters.requests += u64::from(count);
+        self.counters.unanswerable += intake.unanswerable;
         //= spec/lifecycle.md#LIF-11
         if image.capture == Capture::None && ready.len() > waiting {
             image.capture = Capture::Asked;
@@ -318,6 +320,8 @@ struct Intake<'d> {
     queue: u32,
     /// How many looks a flush takes to find everybody it has to sync.
     holders: u32,
+    /// Chains without a place for a status byte.
+    unanswerable: u64,
 }
 
 impl Intake<'_> {
@@ -340,6 +344,7 @@ impl Intake<'_> {
                 return false;
             }
             Verdict::Unanswerable => {
+                self.unanswerable += 1;
                 self.fill(request, chain, RequestKind::Answered, Cursor::DONE, Segment::EMPTY);
                 return false;
             }

@@ -1,6 +1,7 @@
 //! Walking a descriptor chain: one pass, each descriptor copied once, everything bounded.
 
 use zerocopy::IntoBytes;
+use zerocopy::byteorder::little_endian::U32;
 
 use super::layout::{DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 use super::{ChainToken, split::SplitRing};
@@ -162,6 +163,8 @@ impl Links {
             }
             match self.copies.get_mut(self.count) {
                 _ if flags & DESC_INDIRECT != 0 => self.note(ChainFault::Nested),
+                // Empty buffers count for nothing: their address is never looked at.
+                _ if descriptor.len == U32::ZERO => {}
                 Some(copy) => {
                     *copy = descriptor;
                     self.count += 1;
@@ -257,8 +260,7 @@ impl Chain {
         }
     }
 
-    /// Adds one buffer, in as many segments as regions it lies in. Empty buffers count for
-    /// nothing: their address is never looked at.
+    /// Adds one buffer, which is not empty, in as many segments as regions it lies in.
     #[inline]
     fn add(
         &mut self,
@@ -267,9 +269,6 @@ impl Chain {
         segments: &mut [Segment; SEGMENTS_MAX],
     ) {
         let (mut addr, mut rest) = (descriptor.addr.get(), descriptor.len.get());
-        if rest == 0 {
-            return;
-        }
         let writable = descriptor.flags.get() & DESC_WRITE != 0;
         if writable {
             self.writable_bytes += u64::from(rest);

@@ -247,6 +247,7 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         self.tell(ControlEvent::RemoveMemRegion { guest, user, size }, None)
     }
 
+    //= spec/vhost-user.md#VHU-13
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         // The dispatcher has bounded the size; another length would count as a failure.
         let mut bytes = vec![0; size as usize];

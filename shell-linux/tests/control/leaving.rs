@@ -1,11 +1,9 @@
 //! Front ends that come, stop and go.
 
-use std::os::unix::net::UnixStream;
-
-use sluice_linux::control::Options;
+use std::os::fd::AsFd;
 
 use crate::support::Daemon;
-use crate::support::client::{Client, VERSION, message, request, words};
+use crate::support::client::{Client, NO_FD, VERSION, message, request, words};
 use crate::support::guest::Guest;
 
 const STOP: [u32; 2] = [0, 0];
@@ -29,8 +27,7 @@ fn a_request_passes() {
     daemon.hold.release();
     assert_eq!(client.ask(request::GET_VRING_BASE, &words(&STOP)).body, words(&[0, 1]));
     assert_eq!((guest.used(), guest.status()), (1, 0));
-    let mut signals = [0; 8];
-    rustix::io::read(&guest.call, &mut signals).unwrap();
+    assert_eq!(guest.signals(), 1);
     // Memory is kept across a stop.
     guest.start_ring(&mut client);
     guest.read();
@@ -38,6 +35,7 @@ fn a_request_passes() {
 }
 
 //= spec/vhost-user.md#VHU-9
+//= spec/lifecycle.md#LIF-14
 #[test]
 fn b23_a_stop_is_answered_when_the_queue_has_drained() {
     let daemon = Daemon::new(2);
@@ -55,11 +53,45 @@ fn b23_a_stop_is_answered_when_the_queue_has_drained() {
     daemon.hold.release();
     assert_eq!(client.expect(request::GET_VRING_BASE).body, words(&[0, 1]));
     assert_eq!((guest.used(), guest.status()), (1, 0));
+    assert_eq!(guest.signals(), 1, "a guest that is paused like this hears of its last request");
     client.expect(request::GET_FEATURES);
     let again = client.expect(request::GET_VRING_BASE);
     assert_eq!(again.body, words(&[0, 1]), "the last known base, however often it is asked for");
     client.bytes(&message(request::GET_FEATURES, VERSION, &[])[3..], &[]);
     client.expect(request::GET_FEATURES);
+}
+
+/// A look at a message may see descriptors of a later one.
+#[test]
+fn messages_that_wait_behind_one_another_keep_their_descriptors() {
+    let daemon = Daemon::new(1);
+    let (mut client, guest) = held(&daemon);
+    client.send(request::GET_VRING_BASE, &words(&STOP));
+    // None of this is looked at before all of it is there.
+    for ring in [1_u64, 2, 3] {
+        client.send(request::GET_FEATURES, &[]);
+        client.send(1000, &[0; 100]);
+        client.send(request::SET_VRING_NUM, &words(&[1, 8]));
+        client.send(request::SET_VRING_CALL, &(ring | NO_FD).to_ne_bytes());
+        client.send_fds(request::SET_VRING_CALL, &ring.to_ne_bytes(), &[guest.call.as_fd()]);
+        client.send_fds(1000, &[0; 100], &[guest.call.as_fd()]);
+        client.send(request::GET_FEATURES, &[]);
+        client.send_fds(request::SET_MEM_TABLE, &Guest::table(), &[guest.memory.as_fd()]);
+    }
+    daemon.hold.release();
+    client.expect(request::GET_VRING_BASE);
+    (0..6).for_each(|_| drop(client.expect(request::GET_FEATURES)));
+    assert!(client.is_served());
+    assert_eq!(daemon.hold.mappings(), 1);
+    // And ones that do not belong are found all the same.
+    drop(client);
+    let (mut client, guest) = held(&daemon);
+    client.send(request::GET_VRING_BASE, &words(&STOP));
+    client.send_fds(request::SET_VRING_NUM, &words(&[1, 8]), &[guest.call.as_fd()]);
+    client.send(request::GET_FEATURES, &[]);
+    daemon.hold.release();
+    client.expect(request::GET_VRING_BASE);
+    assert!(client.is_closed());
 }
 
 #[test]
@@ -100,6 +132,7 @@ fn b29_a_second_front_end_waits_for_the_first() {
 }
 
 //= spec/vhost-user.md#VHU-8
+//= spec/lifecycle.md#LIF-13
 #[test]
 fn b29_a_second_front_end_waits_for_what_the_first_left_behind() {
     let daemon = Daemon::new(2);
@@ -188,10 +221,7 @@ fn b31_the_end_of_a_connection_inside_each_message() {
 
 #[test]
 fn a_connected_socket_is_served_and_seen_to_end() {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let kept = theirs.try_clone().unwrap();
-    let daemon = Daemon::with(0, vec![theirs], Options::default());
-    let mut client = Client::new(ours);
+    let (daemon, mut client, kept) = Daemon::connected();
     client.negotiate();
     // Whoever handed it down still holds it, and yet the front end sees its end.
     client.send(request::SET_FEATURES, &u64::MAX.to_ne_bytes());

@@ -9,4 +9,5 @@ mod descriptors;
 mod framing;
 mod leaving;
 mod meaning;
+mod sockets;
 mod stuck;

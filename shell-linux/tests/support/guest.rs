@@ -95,6 +95,15 @@ impl Guest {
         u16::from_le_bytes(index)
     }
 
+    /// Notifications since this was last asked.
+    pub(crate) fn signals(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.call, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
     /// The status byte of the last request.
     pub(crate) fn status(&self) -> u8 {
         let mut status = [0; 1];

@@ -22,6 +22,11 @@ use shard::Hold;
 /// Tests count the descriptors of the process, so there is one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test has descriptors open.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A control thread and a shard thread with some disks.
 pub(crate) struct Daemon {
     pub(crate) hold: Arc<Hold>,
@@ -36,17 +41,30 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// With this many disks that listen.
     pub(crate) fn new(disks: u32) -> Self {
-        Self::with(disks, Vec::new(), Options::default())
+        Self::with(disks, Vec::new(), Options::default(), alone())
     }
 
     /// With a patience that a test can wait for.
     pub(crate) fn impatient(disks: u32) -> Self {
-        Self::with(disks, Vec::new(), Options { patience: Duration::from_millis(100) })
+        let options = Options { patience: Duration::from_millis(100) };
+        Self::with(disks, Vec::new(), options, alone())
     }
 
-    /// With disks that listen, and behind them some that are connected already.
-    pub(crate) fn with(disks: u32, connected: Vec<UnixStream>, options: Options) -> Self {
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    /// With a disk that is connected already: its front end, and the daemon's side of the
+    /// socket as whoever handed it down has it.
+    pub(crate) fn connected() -> (Self, Client, UnixStream) {
+        let alone = alone();
+        let (ours, theirs) = UnixStream::pair().expect("two sockets");
+        let kept = theirs.try_clone().expect("a copy");
+        (Self::with(0, vec![theirs], Options::default(), alone), Client::new(ours), kept)
+    }
+
+    fn with(
+        disks: u32,
+        connected: Vec<UnixStream>,
+        options: Options,
+        alone: MutexGuard<'static, ()>,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listen = |disk| UnixListener::bind(directory.path().join(format!("{disk}"))).unwrap();
         let listening = (0..disks).map(|disk| Socket::Listen(listen(disk)));

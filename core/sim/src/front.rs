@@ -1,0 +1,219 @@
+//! A front end: the messages it sends for its guest, in the order in which QEMU would.
+
+use std::collections::VecDeque;
+
+use sluice_core::blk::BlkFeatures;
+use sluice_core::memory::RegionId;
+
+use crate::prng::Prng;
+
+/// One thing to tell the device, or to do between two messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the messages")]
+pub enum Message {
+    Owner,
+    AskFeatures,
+    Features,
+    AskProtocol,
+    Protocol,
+    AskConfig,
+    AskQueues,
+    Inflight,
+    Table,
+    AddRegion(usize),
+    Num(u16),
+    Base(u16),
+    Addr(u16),
+    Kick(u16),
+    Call(u16),
+    Enable(u16, bool),
+    GetBase(u16),
+    /// The driver begins anew.
+    Reset(u16),
+    /// Hang up.
+    Vanish,
+}
+
+/// Where a front end stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not connected.
+    Away,
+    /// Connected.
+    Here,
+    /// Gone; the device has not finished with it.
+    Leaving,
+}
+
+/// The front end of one guest.
+#[derive(Debug)]
+pub struct Front {
+    /// Where it stands.
+    pub state: State,
+    /// What it will say.
+    pub script: VecDeque<Message>,
+    /// What it waits for an answer to.
+    pub awaited: Option<Message>,
+    /// What the driver wants.
+    pub features: BlkFeatures,
+    /// Whether the device has agreed, so that the driver may begin.
+    pub negotiated: bool,
+    /// Mappings that were made for the message that waits for its answer.
+    pub offered: Vec<RegionId>,
+    /// Where each queue goes on, and whether it runs.
+    pub bases: Vec<u16>,
+    /// Which queues run.
+    pub running: Vec<bool>,
+    /// Which queues are enabled.
+    pub enabled: Vec<bool>,
+    /// Whether queues are tracked.
+    pub inflight: bool,
+    queues: u16,
+    chunks: usize,
+}
+
+impl Front {
+    /// A front end that is away.
+    #[must_use]
+    pub fn new(queues: u16, chunks: usize, inflight: bool) -> Self {
+        Self {
+            state: State::Away,
+            script: VecDeque::new(),
+            awaited: None,
+            features: BlkFeatures::empty(),
+            negotiated: false,
+            offered: Vec::new(),
+            bases: vec![0; usize::from(queues)],
+            running: vec![false; usize::from(queues)],
+            enabled: vec![false; usize::from(queues)],
+            inflight,
+            queues,
+            chunks,
+        }
+    }
+
+    /// Whether it has said all it wanted and heard all answers.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.script.is_empty() && self.awaited.is_none() && self.state != State::Leaving
+    }
+
+    /// Whether all its queues run.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.state == State::Here && self.is_quiet() && self.running.iter().all(|&runs| runs)
+    }
+
+    /// Whether the protocol features were negotiated, and with them enabling.
+    #[must_use]
+    pub const fn has_protocol(&self) -> bool {
+        self.features.contains(BlkFeatures::PROTOCOL_FEATURES)
+    }
+
+    /// Chooses among what is offered.
+    pub fn choose_features(&mut self, prng: &mut Prng, offered: BlkFeatures) {
+        let mut chosen = offered;
+        for optional in [
+            BlkFeatures::EVENT_IDX,
+            BlkFeatures::INDIRECT_DESC,
+            BlkFeatures::DISCARD,
+            BlkFeatures::WRITE_ZEROES,
+        ] {
+            if prng.chance(350) {
+                chosen.remove(optional);
+            }
+        }
+        // Whether queues have to be enabled is settled for a connection.
+        let protocol = match self.state {
+            State::Away => prng.chance(650),
+            State::Here | State::Leaving => self.has_protocol(),
+        };
+        chosen.set(BlkFeatures::PROTOCOL_FEATURES, protocol);
+        self.features = chosen;
+    }
+
+    /// Connects and starts everything.
+    pub fn connect(&mut self, prng: &mut Prng) {
+        use Message as M;
+        self.state = State::Here;
+        self.bases.fill(0);
+        self.running.fill(false);
+        self.script.extend([M::AskFeatures, M::Owner, M::AskProtocol]);
+        if self.has_protocol() {
+            self.script.push_back(M::Protocol);
+        }
+        self.script.extend([M::AskQueues, M::AskConfig, M::Features]);
+        if prng.chance(500) {
+            self.script.push_back(M::Table);
+        } else {
+            self.script.extend((0..self.chunks).map(M::AddRegion));
+        }
+        self.start_all(prng);
+    }
+
+    /// Starts all queues where they were stopped.
+    pub fn start_all(&mut self, prng: &mut Prng) {
+        use Message as M;
+        if self.inflight {
+            self.script.push_back(M::Inflight);
+        }
+        let (first, enable_late) = (prng.below(self.queues.into()), prng.chance(500));
+        for queue in 0..self.queues {
+            let queue = (queue + u16::try_from(first).unwrap_or(0)) % self.queues;
+            self.script.extend([M::Num(queue), M::Base(queue), M::Addr(queue), M::Kick(queue)]);
+            self.script.push_back(M::Call(queue));
+            if self.has_protocol() && !enable_late {
+                self.script.push_back(M::Enable(queue, true));
+            }
+        }
+        if self.has_protocol() && enable_late {
+            self.script.extend((0..self.queues).map(|queue| M::Enable(queue, true)));
+        }
+    }
+
+    /// Does one of the things that front ends do to devices that run.
+    pub fn disturb(&mut self, prng: &mut Prng, weights: &[u64; 6]) {
+        use Message as M;
+        let total: u64 = weights.iter().sum();
+        if total == 0 {
+            return;
+        }
+        let mut at = prng.below(total);
+        let choice = weights.iter().position(|&weight| {
+            let hit = at < weight;
+            at = at.wrapping_sub(weight);
+            hit
+        });
+        let queue = u16::try_from(prng.below(self.queues.into())).unwrap_or(0);
+        match choice {
+            Some(0) => self.script.push_back(M::Table),
+            Some(1) => {
+                self.script.extend((0..self.queues).rev().map(M::GetBase));
+                if prng.chance(300) {
+                    self.script.push_back(M::Table);
+                }
+                self.start_all(prng);
+            }
+            Some(2) => {
+                self.script.extend((0..self.queues).map(M::GetBase));
+                self.script.extend((0..self.queues).map(M::Reset));
+                self.script.push_back(M::Features);
+                self.start_all(prng);
+            }
+            Some(3) if self.has_protocol() => {
+                self.script.extend([M::Enable(queue, false), M::Enable(queue, true)]);
+            }
+            Some(4) => self.script.push_back(M::Call(queue)),
+            Some(5) => self.script.push_back(M::Vanish),
+            _ => {}
+        }
+    }
+
+    /// Stops all queues, if it likes, and hangs up.
+    pub fn leave(&mut self, prng: &mut Prng) {
+        if prng.chance(500) {
+            self.script.extend((0..self.queues).map(Message::GetBase));
+        }
+        self.script.push_back(Message::Vanish);
+    }
+}

@@ -1,0 +1,193 @@
+//! One connection to a back end: what is negotiated, and what runs over it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use sluice_core::blk::{BlkConfig, BlkFeatures};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vm_memory::ByteValued;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::memory::GUEST;
+use super::wire::Socket;
+use super::{GuestMemory, Queue};
+
+/// Protocol features that are used if the back end has them.
+const PROTOCOL: Protocol = Protocol::MQ
+    .union(Protocol::REPLY_ACK)
+    .union(Protocol::CONFIG)
+    .union(Protocol::CONFIGURE_MEM_SLOTS);
+
+/// Device features that the driver knows what to do with.
+const KNOWN: BlkFeatures = BlkFeatures::SEG_MAX
+    .union(BlkFeatures::RO)
+    .union(BlkFeatures::BLK_SIZE)
+    .union(BlkFeatures::FLUSH)
+    .union(BlkFeatures::TOPOLOGY)
+    .union(BlkFeatures::MQ)
+    .union(BlkFeatures::DISCARD)
+    .union(BlkFeatures::WRITE_ZEROES)
+    .union(BlkFeatures::INDIRECT_DESC)
+    .union(BlkFeatures::EVENT_IDX)
+    .union(BlkFeatures::PROTOCOL_FEATURES)
+    .union(BlkFeatures::VERSION_1);
+
+/// A connection up to `DRIVER_OK`, and the device behind it.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    protocol: Protocol,
+    features: BlkFeatures,
+    config: BlkConfig,
+    queues_max: u16,
+}
+
+impl Connection {
+    /// Connects, negotiates everything both sides know except `without`, and reads the
+    /// configuration space.
+    ///
+    /// # Errors
+    /// When nobody listens, or the other side is no virtio-blk device of version 1.
+    pub fn open(path: &Path, without: BlkFeatures) -> anyhow::Result<Self> {
+        let mut socket = Socket::connect(path)?;
+        let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_FEATURES, &[])?.value;
+        let features = BlkFeatures::from_bits_truncate(offered) & KNOWN & !without;
+        ensure!(features.contains(BlkFeatures::VERSION_1), "the device is older than virtio 1.0");
+        let has_protocol = features.contains(BlkFeatures::PROTOCOL_FEATURES);
+        ensure!(has_protocol, "the back end negotiates no protocol features");
+        let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_PROTOCOL_FEATURES, &[])?.value;
+        let protocol = Protocol::from_bits_truncate(offered) & PROTOCOL;
+        ensure!(protocol.contains(Protocol::CONFIG), "the device shows no configuration space");
+        let bits = VhostUserU64::new(protocol.bits());
+        socket.tell(FrontendReq::SET_PROTOCOL_FEATURES, bits.as_slice(), &[])?;
+        socket.reply_ack = protocol.contains(Protocol::REPLY_ACK);
+        socket.tell(FrontendReq::SET_OWNER, &[], &[])?;
+        let queues_max = if protocol.contains(Protocol::MQ) {
+            let queues = socket.ask::<VhostUserU64>(FrontendReq::GET_QUEUE_NUM, &[])?.value;
+            u16::try_from(queues).unwrap_or(u16::MAX)
+        } else {
+            1
+        };
+        let config = read_config(&socket)?;
+        let bits = VhostUserU64::new(features.bits());
+        socket.tell(FrontendReq::SET_FEATURES, bits.as_slice(), &[])?;
+        Ok(Self { socket, protocol, features, config, queues_max })
+    }
+
+    /// What was negotiated.
+    #[must_use]
+    pub const fn features(&self) -> BlkFeatures {
+        self.features
+    }
+
+    /// What the device says of itself.
+    #[must_use]
+    pub const fn config(&self) -> &BlkConfig {
+        &self.config
+    }
+
+    /// Sectors of 512 bytes.
+    #[must_use]
+    pub fn capacity_sectors(&self) -> u64 {
+        self.config.capacity.get()
+    }
+
+    /// Sectors in a logical block.
+    #[must_use]
+    pub fn block_sectors(&self) -> u64 {
+        if self.features.contains(BlkFeatures::BLK_SIZE) {
+            u64::from(self.config.blk_size.get() / 512).max(1)
+        } else {
+            1
+        }
+    }
+
+    /// Queues that may be started.
+    #[must_use]
+    pub fn queues_max(&self) -> u16 {
+        let device =
+            if self.features.contains(BlkFeatures::MQ) { self.config.num_queues.get() } else { 1 };
+        self.queues_max.min(device)
+    }
+
+    /// Hands a guest's memory over.
+    ///
+    /// # Errors
+    /// When the back end refuses it.
+    pub fn share(&self, memory: &GuestMemory) -> anyhow::Result<()> {
+        let (size, user) = (memory.size(), memory.user(0));
+        let fds = [memory.fd()];
+        if self.protocol.contains(Protocol::CONFIGURE_MEM_SLOTS) {
+            let region = VhostUserSingleMemoryRegion::new(GUEST, size, user, 0);
+            return self.socket.tell(FrontendReq::ADD_MEM_REG, region.as_slice(), &fds);
+        }
+        let region = VhostUserMemoryRegion::new(GUEST, size, user, 0);
+        let body = [VhostUserMemory::new(1).as_slice(), region.as_slice()].concat();
+        self.socket.tell(FrontendReq::SET_MEM_TABLE, &body, &fds)
+    }
+
+    /// Starts a queue. A fresh one begins at `base` 0; one that ran on an earlier connection goes
+    /// on at the used index, as QEMU does it.
+    ///
+    /// # Errors
+    /// When the back end refuses it.
+    pub fn start(&self, memory: &GuestMemory, queue: &Queue, base: u16) -> anyhow::Result<()> {
+        let index = u32::from(queue.index());
+        let layout = queue.driver.layout();
+        let state = |request, value: u16| {
+            let state = VhostUserVringState::new(index, value.into());
+            self.socket.tell(request, state.as_slice(), &[])
+        };
+        state(FrontendReq::SET_VRING_NUM, layout.size)?;
+        state(FrontendReq::SET_VRING_BASE, base)?;
+        let [desc, used, avail] =
+            [layout.desc, layout.used, layout.avail].map(|at| memory.user(at));
+        let flags = VhostUserVringAddrFlags::empty();
+        let rings = VhostUserVringAddr::new(index, flags, desc, used, avail, 0);
+        self.socket.tell(FrontendReq::SET_VRING_ADDR, rings.as_slice(), &[])?;
+        let number = VhostUserU64::new(index.into());
+        let events = [
+            (FrontendReq::SET_VRING_CALL, queue.call_fd()),
+            (FrontendReq::SET_VRING_KICK, queue.kick_fd()),
+        ];
+        for (request, fd) in events {
+            self.socket.tell(request, number.as_slice(), &[fd])?;
+        }
+        state(FrontendReq::SET_VRING_ENABLE, 1)
+    }
+
+    /// Stops a queue when all its requests came back. Says at which available index.
+    ///
+    /// # Errors
+    /// When the back end does not answer.
+    pub fn stop(&self, queue: &Queue) -> anyhow::Result<u32> {
+        let state = VhostUserVringState::new(queue.index().into(), 0);
+        let answer: VhostUserVringState =
+            self.socket.ask(FrontendReq::GET_VRING_BASE, state.as_slice())?;
+        Ok(answer.num)
+    }
+
+    /// Waits this long, or until the back end is gone, which it says.
+    #[must_use]
+    pub fn wait_closed(&self, at_most: Duration) -> bool {
+        self.socket.wait_closed(at_most)
+    }
+}
+
+fn read_config(socket: &Socket) -> anyhow::Result<BlkConfig> {
+    let mut config = BlkConfig::new_zeroed();
+    let size = u32::try_from(config.as_bytes().len()).context("configuration space")?;
+    let head = VhostUserConfig::new(0, size, VhostUserConfigFlags::empty());
+    let ask = [head.as_slice(), config.as_bytes()].concat();
+    let mut answer = vec![0; ask.len()];
+    socket.ask_bytes(FrontendReq::GET_CONFIG, &ask, &mut answer)?;
+    config.as_mut_bytes().copy_from_slice(&answer[head.as_slice().len()..]);
+    let capacity = config.capacity.get();
+    ensure!(capacity.checked_mul(512).is_some(), "the disk has {capacity} sectors");
+    Ok(config)
+}

@@ -1,0 +1,14 @@
+//! A vhost-user front end of our own, for any vhost-user-blk back end: real memory, real rings,
+//! real eventfds, and the project's one driver model in the rings.
+//!
+//! What belongs to the guest ([`GuestMemory`], [`Queue`]) is apart from the [`Connection`], so
+//! that a guest can lose its back end and go on with the next one.
+
+mod wire;
+mod memory;
+mod queue;
+mod connection;
+
+pub use connection::Connection;
+pub use memory::{GUEST, GuestMemory, REGION};
+pub use queue::{Queue, Waker};

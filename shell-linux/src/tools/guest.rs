@@ -1,0 +1,118 @@
+//! What the tools that play a guest have in common: memory cut into queues and their data.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use sluice_core::blk::BlkFeatures;
+use sluice_core::limits::QUEUE_SIZE_MAX;
+use sluice_sim::driver::Layout;
+
+use crate::frontend::{Connection, GUEST, GuestMemory, Queue, REGION};
+
+/// What a guest is to have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    pub(super) queues: u16,
+    /// Requests in a queue at once.
+    pub(super) depth: u16,
+    /// Descriptors of a request.
+    pub(super) descriptors: u16,
+    /// Bytes of data for each request.
+    pub(super) data_bytes: u64,
+    /// Entries of indirect tables; 0 for none.
+    pub(super) table_entries: u16,
+}
+
+/// A guest with its queues running.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) connection: Connection,
+    pub(super) memory: GuestMemory,
+    pub(super) queues: Vec<Queue>,
+    wish: Wish,
+    data: u64,
+}
+
+/// Tries for two seconds: a daemon that starts has a socket before it listens.
+pub(super) fn connect(path: &Path, without: BlkFeatures) -> anyhow::Result<Connection> {
+    let give_up = Instant::now() + Duration::from_secs(2);
+    loop {
+        match Connection::open(path, without) {
+            Ok(connection) => return Ok(connection),
+            Err(error) if Instant::now() > give_up => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+impl Guest {
+    /// Starts the queues. A wish for indirect tables is dropped where the device has none.
+    pub(super) fn start(connection: Connection, mut wish: Wish) -> anyhow::Result<Self> {
+        let most = connection.queues_max();
+        ensure!((1..=most).contains(&wish.queues), "the device has {most} queues");
+        ensure!(wish.depth > 0, "a depth of at least 1 is needed");
+        let entries = u32::from(wish.depth) * u32::from(wish.descriptors);
+        let size = u16::try_from(entries.next_power_of_two().max(128)).unwrap_or(u16::MAX);
+        ensure!(
+            size <= QUEUE_SIZE_MAX,
+            "{} requests of {} descriptors do not fit into a ring of {QUEUE_SIZE_MAX}",
+            wish.depth,
+            wish.descriptors,
+        );
+        if !connection.features().contains(BlkFeatures::INDIRECT_DESC) {
+            wish.table_entries = 0;
+        }
+        let mut layouts = Vec::new();
+        let mut end = 0;
+        for _ in 0..wish.queues {
+            let layout = Layout::new(REGION, GUEST, end, size, wish.table_entries);
+            end = layout.end().next_multiple_of(4096);
+            layouts.push(layout);
+        }
+        let data = end;
+        let bytes = wish.data_bytes * u64::from(wish.depth) * u64::from(wish.queues);
+        let memory = GuestMemory::new(data + bytes)?;
+        let mem = memory.map()?;
+        connection.share(&memory)?;
+        let event_idx = connection.features().contains(BlkFeatures::EVENT_IDX);
+        let mut queues = Vec::new();
+        for (index, layout) in (0..).zip(layouts) {
+            let queue = Queue::new(&mem, index, layout, event_idx)?;
+            connection
+                .start(&memory, &queue, 0)
+                .with_context(|| format!("starting queue {index}"))?;
+            queues.push(queue);
+        }
+        Ok(Self { connection, memory, queues, wish, data })
+    }
+
+    /// Offset of the data of one request of a queue.
+    pub(super) fn data(&self, queue: u16, request: u16) -> u64 {
+        let before = u64::from(queue) * u64::from(self.wish.depth) + u64::from(request);
+        self.data + before * self.wish.data_bytes
+    }
+
+    /// Whether requests may be indirect.
+    pub(super) const fn has_tables(&self) -> bool {
+        self.wish.table_entries > 0
+    }
+}
+
+/// How the disk under test is named on the command line.
+#[derive(clap::Args, Debug)]
+pub(super) struct Target {
+    /// Socket of the disk: any vhost-user-blk back end.
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket_path: PathBuf,
+
+    /// Write without asking what is on the disk.
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// Reads a length of time in seconds, with a fraction if need be.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
