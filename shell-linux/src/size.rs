@@ -1,33 +1,30 @@
 //! Sizes as people write them.
 
-/// Bytes of a size such as `4096`, `64K`, `1.5G` or `2TiB`; units are powers of 1024.
+/// Reads a number of bytes: `512`, `4k`, `64M`, `1.5G`, `2TiB`; powers of 1024.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it.
+/// Says what is wrong with the text.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..].to_ascii_lowercase()[..] {
         "" | "b" => 0,
         "k" | "kib" => 10,
         "m" | "mib" => 20,
         "g" | "gib" => 30,
         "t" | "tib" => 40,
-        _ => return Err(format!("{unit:?} is no unit; use K, M, G or T")),
+        unit => return Err(format!("unknown unit `{unit}`: K, M, G and T are known")),
     };
-    let wrong = || format!("{text:?} is no size; write it like 512M or 10G");
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let whole: u64 = whole.parse().map_err(|_| wrong())?;
-    let mut bytes = whole.checked_mul(1 << shift).ok_or_else(wrong)?;
-    if !fraction.is_empty() {
-        let digits: u64 = fraction.parse().map_err(|_| wrong())?;
-        let scale = u32::try_from(fraction.len()).ok().and_then(|len| 10_u64.checked_pow(len));
-        let part = u128::from(digits) * (1 << shift) / u128::from(scale.ok_or_else(wrong)?);
-        let part = u64::try_from(part).map_err(|_| wrong())?;
-        bytes = bytes.checked_add(part).ok_or_else(wrong)?;
-    }
-    Ok(bytes)
+    let number = |digits: &str| {
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<u64>().ok().filter(|_| plain).ok_or_else(|| format!("`{text}` is no size"))
+    };
+    let large = || format!("`{text}` is too large");
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let whole: u64 = number(whole)?;
+    let scale = u32::try_from(fraction.len()).ok().and_then(|places| 10_u64.checked_pow(places));
+    let part = (u128::from(number(fraction)?) << shift) / u128::from(scale.ok_or_else(large)?);
+    let part = u64::try_from(part).map_err(|_| large())?;
+    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).ok_or_else(large)
 }
 
 /// A size as [`parse_size`] takes it: exact where few digits do, else to one decimal.
@@ -47,23 +44,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_and_shown() {
-        for (text, bytes) in
-            [("0", 0), ("512", 512), ("64K", 65536), ("1.5G", 3 << 29), ("2TiB", 2 << 40)]
-        {
+    fn sizes_are_read() {
+        let cases = [
+            ("0", 0),
+            ("512", 512),
+            ("4k", 4096),
+            ("64MiB", 64 << 20),
+            ("1.5G", 3 << 29),
+            ("0.0009765625T", 1 << 30),
+            ("2T", 2 << 40),
+        ];
+        for (text, bytes) in cases {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "1.G2", "-1", "1X", "1.5.5G", "99999999999T", "1e9", "١"] {
-            assert!(parse_size(text).is_err(), "{text}");
+        for bad in [
+            "",
+            "k",
+            "4x",
+            "-1",
+            "+1",
+            "1.",
+            ".5G",
+            "1.G",
+            "1.5.5G",
+            "1e9",
+            "99999999T",
+            "1.\u{661}",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
-        for (bytes, text) in [
+    }
+
+    #[test]
+    fn sizes_are_shown() {
+        let cases = [
             (0, "0"),
             (1023, "1023"),
             (1 << 10, "1K"),
             (3 << 29, "1.5G"),
             ((1 << 30) + 1, "1G"),
             (u64::MAX, "16777215.9T"),
-        ] {
+        ];
+        for (bytes, text) in cases {
             assert_eq!(show_size(bytes), text);
         }
     }
