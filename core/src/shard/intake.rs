@@ -7,6 +7,7 @@ use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
 use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{Segment, SharedMemory};
 use crate::placement::PgMap;
+use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Request, RequestKind};
 use crate::trace::TraceEvent;
 use crate::virtqueue::chain::walk;
@@ -253,6 +254,7 @@ impl Shard<'_> {
             unanswerable: 0,
         };
         let ready = match image.capture {
+            _ if planted(Fault::CaptureSkipped) => &mut self.cut,
             Capture::Granted => &mut self.cut,
             Capture::None | Capture::Asked => &mut image.waiting,
         };
@@ -274,7 +276,7 @@ impl Shard<'_> {
             let request = &mut self.requests[slot];
             if intake.admit(mem, &chain, segments, ranges, request) {
                 ready.push(&mut self.requests, slot);
-            } else {
+            } else if !planted(Fault::RefusedLost) {
                 queue.done.push(&mut self.requests, slot);
             }
         }
@@ -359,6 +361,7 @@ impl Intake<'_> {
             BlkRequest::Write { offset } => {
                 (RequestKind::Write, Cursor::payload(offset, data.bytes))
             }
+            BlkRequest::Flush if planted(Fault::FlushSkipped) => (RequestKind::Flush, Cursor::DONE),
             BlkRequest::Flush => (RequestKind::Flush, Cursor::steps(self.holders)),
             BlkRequest::Discard { count } => (RequestKind::Discard, Cursor::steps(count.into())),
             BlkRequest::WriteZeroes { count } => {

@@ -10,6 +10,7 @@ use crate::limits::PARTS_RESERVED;
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
 use crate::placement::{PgMap, PgNum, PoolConfig};
+use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
 use crate::slots::Fifo;
 use crate::trace::TraceEvent;
@@ -196,7 +197,7 @@ impl Shard<'_> {
         let device = &mut self.devices[device_index];
         //= spec/lifecycle.md#LIF-13
         let published = match &mut queue.ring {
-            Some(ring) if device.phase == Phase::Open => {
+            Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
                 self.counters.batches += 1;
                 complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
             }
