@@ -199,6 +199,8 @@ impl Loop<'_> {
         let budget = Budget { chains: CHAINS_PER_TURN, samples: SAMPLES_PER_TURN };
         worked |= self.shard.poll_queues(&self.mem, budget).chains > 0;
         worked |= self.operations();
+        // What has to outlive the daemon does so before anybody hears of it.
+        worked |= self.effects();
         self.shard.publish(&self.mem);
         while let Some(queue) = self.shard.poll_notify() {
             self.notify(queue);
