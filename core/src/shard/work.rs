@@ -122,6 +122,16 @@ impl Shard<'_> {
             }
             return None;
         };
+        // It was taken before a sync failed.
+        //= spec/blk.md#BLK-16
+        if image.config.poisoned && slice.kind != OpKind::Read {
+            request.listed = false;
+            request.fail(Status::IoErr);
+            if request.is_done() {
+                self.complete(slot);
+            }
+            return None;
+        }
         let (target, inode) = match self.route(slot, &slice) {
             Route::To(target, inode) => (target, inode),
             Route::Nowhere => {
