@@ -3,6 +3,7 @@
 pub mod control;
 pub mod cpu;
 pub mod frontend;
+pub mod image;
 pub mod mailbox;
 pub mod mapping;
 pub mod shard_loop;

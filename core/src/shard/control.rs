@@ -9,6 +9,7 @@ use crate::device::{
 use crate::image::{Capture, CaptureNews};
 use crate::inflight::{self, Inflight};
 use crate::memory::{RegionId, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
 use crate::time::Instant;
 use crate::trace::TraceEvent;
@@ -163,7 +164,8 @@ impl Shard<'_> {
                 return Err(ControlFault::Inflight);
             }
             Some(area) => {
-                let offset = area.offset + u64::from(index) * inflight::queue_bytes(area.size);
+                let before = u64::from(index) * inflight::queue_bytes(area.size);
+                let offset = area.offset.checked_add(before).ok_or(ControlFault::Inflight)?;
                 Some(
                     Inflight::start(mem, area.region, offset, size, ring.next_used())
                         .map_err(|_| ControlFault::Inflight)?,
@@ -200,7 +202,7 @@ impl Shard<'_> {
             return ControlReply::VringBase { index, base };
         };
         self.deactivate(queue);
-        if self.queues[queue].live == 0 {
+        if self.queues[queue].live == 0 || planted(Fault::EarlyStop) {
             return self.stopped(device, queue);
         }
         self.devices[device].draining = Some((index, now));

@@ -32,7 +32,6 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
-use crate::virtqueue::chain::Links;
 use crate::virtqueue::{QueueFault, SplitRing};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
@@ -191,7 +190,6 @@ pub struct Shard<'s> {
     /// Images and devices with something for the shell.
     image_news: Fifo<0>,
     device_news: Fifo<0>,
-    links: Links,
     stopping: bool,
     counters: Counters,
     trace: Trace,
@@ -223,7 +221,6 @@ impl<'s> Shard<'s> {
             unplaced: Fifo::EMPTY,
             image_news: Fifo::EMPTY,
             device_news: Fifo::EMPTY,
-            links: Links::EMPTY,
             stopping: false,
             counters: Counters::default(),
             trace: Trace::new(),
@@ -332,8 +329,7 @@ impl<'s> Shard<'s> {
             Input::Capture(image, granted) => self.capture(image, granted),
             Input::Cluster(_, epoch, update) => {
                 self.map.update(epoch, update)?;
-                let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
-                self.cut.append(&mut self.requests, &mut unplaced);
+                self.look_again();
             }
             Input::MemoryLost(region) => self.memory_lost(region),
             Input::Shutdown => self.stopping = true,

@@ -1,5 +1,6 @@
 //! From requests to operations, and from replies to used rings.
 
+use super::intake::sync_holders;
 use super::{PUBLISH, Shard};
 use crate::blk::Status;
 use crate::complete;
@@ -8,8 +9,9 @@ use crate::image::{Backing, Geometry, ImageId};
 use crate::limits::PARTS_RESERVED;
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
-use crate::placement::PgNum;
-use crate::request::{Part, Pieces, Slice};
+use crate::placement::{PgMap, PgNum, PoolConfig};
+use crate::planted::{Fault, planted};
+use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
 use crate::slots::Fifo;
 use crate::trace::TraceEvent;
 use crate::virtqueue::QueueFault;
@@ -64,11 +66,9 @@ impl Shard<'_> {
         };
         let part = self.parts[index];
         self.parts.release(index);
-        let request = &mut self.requests[part.request];
-        let image = request.image;
         let mut outcome = part.outcome(reply);
         if part.kind == OpKind::Sync {
-            outcome = self.synced(ImageId(image), outcome);
+            outcome = self.synced(ImageId(self.requests[part.request].image), outcome);
         }
         let request = &mut self.requests[part.request];
         request.join(outcome);
@@ -104,18 +104,18 @@ impl Shard<'_> {
     #[inline]
     fn cut_part(&mut self, slot: u32) -> Option<Op> {
         let request = &mut self.requests[slot];
-        let image = &self.images[request.image];
-        let geometry = match image.config.backing {
-            Backing::Store => Geometry::Flat,
-            Backing::Cluster { pool, .. } => match self.map.pool(pool) {
-                Some(pool) => pool.geometry(),
-                None => {
-                    self.unplaced.push(&mut self.requests, slot);
-                    return None;
-                }
-            },
+        let image = ImageId(request.image);
+        let config = &self.images[image.0].config;
+        let backing = &config.backing;
+        let geometry = match *backing {
+            Backing::Store => Some(Geometry::Flat),
+            Backing::Cluster { pool, .. } => self.map.pool(pool).map(PoolConfig::geometry),
         };
-        let Some(slice) = request.peek_slice(geometry, &self.ranges[slot as usize]) else {
+        let Some(geometry) = geometry else {
+            self.unplaced.push(&mut self.requests, slot);
+            return None;
+        };
+        let Some(slice) = request.peek_slice(geometry, || &self.ranges[slot as usize]) else {
             request.listed = false;
             if request.is_done() {
                 self.complete(slot);
@@ -124,7 +124,7 @@ impl Shard<'_> {
         };
         // It was taken before a sync failed.
         //= spec/blk.md#BLK-16
-        if image.config.poisoned && slice.kind != OpKind::Read {
+        if config.poisoned && slice.kind != OpKind::Read {
             request.listed = false;
             request.fail(Status::IoErr);
             if request.is_done() {
@@ -132,27 +132,26 @@ impl Shard<'_> {
             }
             return None;
         }
-        let (target, inode) = match self.route(slot, &slice) {
+        let (target, inode) = match route(&self.map, image, backing, request.cursor.step, &slice) {
             Route::To(target, inode) => (target, inode),
             Route::Nowhere => {
                 self.unplaced.push(&mut self.requests, slot);
                 return None;
             }
             Route::Covered => {
-                self.requests[slot].cursor.step += 1;
+                request.cursor.step += 1;
                 self.cut.push(&mut self.requests, slot);
                 return None;
             }
         };
         let index = self.parts.acquire()?;
-        self.parts[index] =
-            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
-        let request = &mut self.requests[slot];
         request.advance(&slice);
         request.listed = request.wants_cut();
         if request.listed {
             self.cut.push(&mut self.requests, slot);
         }
+        self.parts[index] =
+            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
         self.counters.ops += 1;
         Some(Op {
             id: self.parts.id(index),
@@ -166,24 +165,19 @@ impl Shard<'_> {
         })
     }
 
-    //= spec/placement.md#PLC-6
-    #[inline]
-    fn route(&self, slot: u32, slice: &Slice) -> Route {
-        let request = &self.requests[slot];
-        let (cluster, pool, inode) = match self.images[request.image].config.backing {
-            Backing::Store => return Route::To(Target::Store(ImageId(request.image)), 0),
-            Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
-        };
-        let pg = match slice.kind {
-            OpKind::Sync => PgNum(request.cursor.step + 1),
-            _ => self.map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
-        };
-        let Some(osd) = self.map.primary(pool, pg) else { return Route::Nowhere };
-        let earlier = |pg| self.map.primary(pool, PgNum(pg)) == Some(osd);
-        if slice.kind == OpKind::Sync && (1..pg.0).any(earlier) {
-            return Route::Covered;
+    /// The map has changed: what found nobody may find somebody now, and a flush that is still
+    /// looking begins again. Who it has asked says nothing about where groups are by now, and
+    /// before the map was there it did not even know how many there are.
+    //= spec/blk.md#BLK-17
+    pub(super) fn look_again(&mut self) {
+        let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
+        self.cut.append(&mut self.requests, &mut unplaced);
+        for request in self.requests.used_mut() {
+            if request.kind == RequestKind::Flush && !request.cursor.is_done() {
+                let config = &self.images[request.image].config;
+                request.cursor = Cursor::steps(sync_holders(&self.map, config));
+            }
         }
-        Route::To(Target::Osd(cluster, osd), inode)
     }
 
     /// What a sync's end means for its flush. After one has failed, what was written since the
@@ -209,32 +203,31 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.publishing = false;
         let mut done = core::mem::replace(&mut queue.done, Fifo::EMPTY);
+        let count = done.len();
         let device_index = queue.device;
-        let silent = self.devices[device_index].phase == Phase::Leaving;
+        let device = &mut self.devices[device_index];
+        //= spec/lifecycle.md#LIF-13
         let published = match &mut queue.ring {
-            //= spec/lifecycle.md#LIF-13
-            Some(ring) if !silent => {
+            Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
                 self.counters.batches += 1;
                 complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
             }
             _ => Ok(false),
         };
-        if published == Ok(true) && !queue.notifying {
-            queue.notifying = true;
-            self.notifying.push(&mut self.queues, index);
-        }
-        let device = &mut self.devices[device_index];
+        queue.live -= count;
+        device.live -= count;
+        self.counters.completions += u64::from(count);
         let mut unused = false;
-        let count = done.len();
         while let Some(slot) = done.pop(&mut self.requests) {
             let request = &self.requests[slot];
             unused |= device.map.release(request.regions);
             self.counters.errors += u64::from(request.status != Status::Ok);
             self.requests.release(slot);
         }
-        device.live -= count;
-        self.queues[index].live -= count;
-        self.counters.completions += u64::from(count);
+        if published == Ok(true) && !queue.notifying {
+            queue.notifying = true;
+            self.notifying.push(&mut self.queues, index);
+        }
         if unused {
             self.list_device(device_index);
         }
@@ -259,4 +252,24 @@ impl Shard<'_> {
             self.notifying = list;
         }
     }
+}
+
+/// Who a slice of an image goes to. A flush looks at one placement group at each `step`.
+//= spec/placement.md#PLC-6
+#[inline]
+fn route(map: &PgMap<'_>, image: ImageId, backing: &Backing, step: u32, slice: &Slice) -> Route {
+    let (cluster, pool, inode) = match *backing {
+        Backing::Store => return Route::To(Target::Store(image), 0),
+        Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
+    };
+    let pg = match slice.kind {
+        OpKind::Sync => PgNum(step + 1),
+        _ => map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
+    };
+    let Some(osd) = map.primary(pool, pg) else { return Route::Nowhere };
+    let earlier = |pg| map.primary(pool, PgNum(pg)) == Some(osd);
+    if slice.kind == OpKind::Sync && (1..pg.0).any(earlier) {
+        return Route::Covered;
+    }
+    Route::To(Target::Osd(cluster, osd), inode)
 }

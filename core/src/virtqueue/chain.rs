@@ -1,12 +1,11 @@
 //! Walking a descriptor chain: one pass, each descriptor copied once, everything bounded.
 
 use zerocopy::IntoBytes;
-use zerocopy::byteorder::little_endian::U32;
 
 use super::layout::{DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 use super::{ChainToken, split::SplitRing};
 use crate::limits::{QUEUE_SIZE_MAX, SEGMENTS_MAX};
-use crate::memory::{MemoryMap, RegionSet, Segment, SharedMemory};
+use crate::memory::{MemoryMap, Place, RegionSet, Segment, SharedMemory};
 
 /// What is wrong with a chain. The request fails; the queue goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,23 +49,6 @@ pub struct Chain {
     pub fault: Option<ChainFault>,
 }
 
-/// The descriptors of one chain, copied. Working space of [`walk`].
-#[derive(Clone, Debug)]
-pub struct Links {
-    copies: [Descriptor; SEGMENTS_MAX],
-    count: usize,
-    /// The first thing that was wrong.
-    fault: Option<ChainFault>,
-    /// Whether the end of the chain was reached.
-    whole: bool,
-}
-
-impl Links {
-    /// Space for one chain.
-    pub const EMPTY: Self =
-        Self { copies: [Descriptor::EMPTY; SEGMENTS_MAX], count: 0, fault: None, whole: false };
-}
-
 /// Follows the chain that begins with `first`, the copy of the descriptor at the chain's head,
 /// and finds its buffers in memory.
 ///
@@ -83,31 +65,52 @@ pub fn walk(
     ring: &SplitRing,
     head: u16,
     first: Descriptor,
-    links: &mut Links,
     segments: &mut [Segment; SEGMENTS_MAX],
 ) -> Chain {
-    links.copy(mem, map, ring, first);
-    let mut chain = Chain {
-        token: ChainToken(u32::from(head)),
+    let mut walk = Walk {
+        map,
+        segments,
         readable: 0,
         count: 0,
-        readable_bytes: 0,
-        writable_bytes: 0,
+        bytes: [0; 2],
         regions: RegionSet::EMPTY,
         last_writable: None,
-        fault: links.fault,
+        fault: None,
     };
-    for descriptor in &links.copies[..links.count] {
-        chain.add(map, descriptor, segments);
+    let mut end = walk.follow::<true>(first, ring.size(), |index| ring.descriptor(mem, index).ok());
+    if let End::Table(outer) = end {
+        end = walk.follow_table(mem, &outer);
     }
-    if chain.readable_bytes + chain.writable_bytes > u64::from(u32::MAX) {
-        chain.note(ChainFault::TooLong);
+    if let End::Cut(fault) = end {
+        walk.cut(fault);
     }
-    if !links.whole {
-        // Where the status byte is cannot be known.
-        chain.last_writable = None;
+    let [readable_bytes, writable_bytes] = walk.bytes;
+    if readable_bytes + writable_bytes > u64::from(u32::MAX) {
+        walk.note(ChainFault::TooLong);
     }
-    chain
+    Chain {
+        token: ChainToken(u32::from(head)),
+        readable: walk.readable,
+        count: walk.count,
+        readable_bytes,
+        writable_bytes,
+        regions: walk.regions,
+        last_writable: walk.last_writable,
+        fault: walk.fault,
+    }
+}
+
+/// A walk under way: what a [`Chain`] is made of.
+struct Walk<'a> {
+    map: &'a MemoryMap,
+    segments: &'a mut [Segment; SEGMENTS_MAX],
+    readable: u16,
+    count: u16,
+    /// Readable and writable.
+    bytes: [u64; 2],
+    regions: RegionSet,
+    last_writable: Option<Segment>,
+    fault: Option<ChainFault>,
 }
 
 /// How following a table's links ended.
@@ -120,35 +123,10 @@ enum End {
     Cut(ChainFault),
 }
 
-impl Links {
-    /// Copies the descriptors of a chain, each once, in their order.
-    #[inline]
-    fn copy(
-        &mut self,
-        mem: &impl SharedMemory,
-        map: &MemoryMap,
-        ring: &SplitRing,
-        first: Descriptor,
-    ) {
-        (self.count, self.fault) = (0, None);
-        let mut end =
-            self.follow::<true>(first, ring.size(), |index| ring.descriptor(mem, index).ok());
-        if let End::Table(outer) = end {
-            end = self.follow_table(mem, map, &outer);
-        }
-        self.whole = match end {
-            End::Whole => true,
-            End::Table(_) => false,
-            End::Cut(fault) => {
-                self.note(fault);
-                false
-            }
-        };
-    }
-
+impl Walk<'_> {
     /// Follows the links of one table of so many entries, in which descriptors may stand for
     /// `TABLES` or not.
-    #[inline]
+    #[inline(always)]
     fn follow<const TABLES: bool>(
         &mut self,
         first: Descriptor,
@@ -158,18 +136,12 @@ impl Links {
         let mut descriptor = first;
         for _ in 0..entries {
             let flags = descriptor.flags.get();
-            if flags & DESC_INDIRECT != 0 && TABLES {
+            if flags & DESC_INDIRECT == 0 {
+                self.add(descriptor.addr.get(), descriptor.len.get(), flags & DESC_WRITE != 0);
+            } else if TABLES {
                 return End::Table(descriptor);
-            }
-            match self.copies.get_mut(self.count) {
-                _ if flags & DESC_INDIRECT != 0 => self.note(ChainFault::Nested),
-                // Empty buffers count for nothing: their address is never looked at.
-                _ if descriptor.len == U32::ZERO => {}
-                Some(copy) => {
-                    *copy = descriptor;
-                    self.count += 1;
-                }
-                None => self.overflow(descriptor),
+            } else {
+                self.note(ChainFault::Nested);
             }
             if flags & DESC_NEXT == 0 {
                 return End::Whole;
@@ -185,12 +157,8 @@ impl Links {
     }
 
     /// Follows the links of an indirect table.
-    fn follow_table(
-        &mut self,
-        mem: &impl SharedMemory,
-        map: &MemoryMap,
-        outer: &Descriptor,
-    ) -> End {
+    #[inline(never)]
+    fn follow_table(&mut self, mem: &impl SharedMemory, outer: &Descriptor) -> End {
         if outer.flags.get() & DESC_NEXT != 0 {
             self.note(ChainFault::Nested);
         }
@@ -198,6 +166,7 @@ impl Links {
         let count = u16::try_from(u64::from(len) / DESC_BYTES).unwrap_or(u16::MAX);
         let sound =
             u64::from(len).is_multiple_of(DESC_BYTES) && (1..=QUEUE_SIZE_MAX).contains(&count);
+        let map = self.map;
         let Some(start) = map.translate(addr, len).filter(|_| sound) else {
             return End::Cut(ChainFault::BadIndirect);
         };
@@ -216,11 +185,64 @@ impl Links {
         }
     }
 
-    /// The chain is too long to be carried out; its last descriptor is still of interest.
+    /// Adds one buffer. An empty one counts for nothing: its address is never looked at.
+    //= spec/virtqueue.md#VQ-9
+    #[inline(always)]
+    fn add(&mut self, addr: u64, len: u32, writable: bool) {
+        if len == 0 {
+            return;
+        }
+        self.bytes[usize::from(writable)] += u64::from(len);
+        if !writable && self.bytes[1] > 0 {
+            self.note(ChainFault::Order);
+        }
+        match self.map.translate(addr, len) {
+            Some(place) if place.segment.len == len => self.push(place, writable),
+            _ => self.add_pieces(addr, len, writable),
+        }
+    }
+
+    /// Adds a buffer that lies in several regions, or partly in none.
     #[cold]
-    fn overflow(&mut self, descriptor: Descriptor) {
-        self.note(ChainFault::TooLong);
-        self.copies[SEGMENTS_MAX - 1] = descriptor;
+    fn add_pieces(&mut self, mut addr: u64, mut rest: u32, writable: bool) {
+        while let Some(place) = self.map.translate(addr, rest) {
+            self.push(place, writable);
+            rest -= place.segment.len;
+            if rest == 0 {
+                return;
+            }
+            let Some(next) = addr.checked_add(u64::from(place.segment.len)) else { break };
+            addr = next;
+        }
+        self.note(ChainFault::OutOfMemory);
+        if writable {
+            // If it is the last one, the status byte is nowhere.
+            self.last_writable = None;
+        }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, place: Place, writable: bool) {
+        self.regions = self.regions.union(place.region);
+        match self.segments.get_mut(usize::from(self.count)) {
+            Some(free) => {
+                *free = place.segment;
+                self.count += 1;
+            }
+            None => self.note(ChainFault::TooLong),
+        }
+        if writable {
+            self.last_writable = Some(place.segment);
+        } else {
+            self.readable = self.count;
+        }
+    }
+
+    /// Ends the walk before the end of the chain: where its status byte is cannot be known.
+    #[cold]
+    fn cut(&mut self, fault: ChainFault) {
+        self.note(fault);
+        self.last_writable = None;
     }
 
     #[cold]
@@ -243,67 +265,4 @@ fn read_scattered(
         *byte = mem.read(place.region(), place.offset).ok()?;
     }
     Some(descriptor)
-}
-
-impl Chain {
-    #[cold]
-    fn note(&mut self, fault: ChainFault) {
-        self.fault.get_or_insert(fault);
-    }
-
-    /// A buffer is not in memory. If it is the last one, the status byte is nowhere.
-    #[cold]
-    fn lose(&mut self, writable: bool) {
-        self.note(ChainFault::OutOfMemory);
-        if writable {
-            self.last_writable = None;
-        }
-    }
-
-    /// Adds one buffer, which is not empty, in as many segments as regions it lies in.
-    #[inline]
-    fn add(
-        &mut self,
-        map: &MemoryMap,
-        descriptor: &Descriptor,
-        segments: &mut [Segment; SEGMENTS_MAX],
-    ) {
-        let (mut addr, mut rest) = (descriptor.addr.get(), descriptor.len.get());
-        let writable = descriptor.flags.get() & DESC_WRITE != 0;
-        if writable {
-            self.writable_bytes += u64::from(rest);
-        } else {
-            self.readable_bytes += u64::from(rest);
-            if self.writable_bytes > 0 {
-                self.note(ChainFault::Order);
-            }
-        }
-        loop {
-            let Some(place) = map.translate(addr, rest) else {
-                return self.lose(writable);
-            };
-            let segment = place.segment;
-            self.regions = self.regions.union(place.region);
-            match segments.get_mut(usize::from(self.count)) {
-                Some(free) => {
-                    *free = segment;
-                    self.count += 1;
-                }
-                None => self.note(ChainFault::TooLong),
-            }
-            if writable {
-                self.last_writable = Some(segment);
-            } else {
-                self.readable = self.count;
-            }
-            if segment.len == rest {
-                return;
-            }
-            let Some(next) = addr.checked_add(u64::from(segment.len)) else {
-                return self.lose(writable);
-            };
-            addr = next;
-            rest -= segment.len;
-        }
-    }
 }

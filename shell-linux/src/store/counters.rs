@@ -43,7 +43,8 @@ impl Failures {
             _ => self.counters.other += 1,
         }
         let now = Instant::now();
-        if self.quiet_until.is_some_and(|until| now < until) && kind != OpKind::Sync {
+        let first_sync = kind == OpKind::Sync && self.counters.syncs == 1;
+        if self.quiet_until.is_some_and(|until| now < until) && !first_sync {
             self.unsaid += 1;
             return;
         }

@@ -1,12 +1,14 @@
 //! Who has an image locked, from what the kernel shows in /proc.
 
 use std::fmt;
-use std::fs::{File, read, read_dir, read_to_string};
+use std::fs::{File, Metadata, read, read_dir, read_to_string};
+use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{fstat, major, minor};
+use rustix::fs::{major, minor};
+use serde::Serialize;
 
 /// A process that holds, or held, the lock of an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Holder {
     /// Its number.
     pub pid: u32,
@@ -20,16 +22,18 @@ impl Holder {
     /// Who holds an flock(2) on this file; `None` when that cannot be seen from here, as from
     /// another pid namespace.
     pub(crate) fn find(file: &File) -> Option<Self> {
-        let locks = read_to_string("/proc/locks").ok()?;
-        let stat = fstat(file).ok()?;
-        let place =
-            format!("{:02x}:{:02x}:{}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino);
-        let taker = locks.lines().find_map(|line| holder_in(line, &place)).map(Self::of);
+        let place = place_of(&file.metadata().ok()?);
+        let taker = taker(&place);
         if taker.as_ref().is_some_and(|taker| taker.alive) {
             return taker;
         }
         // A lock belongs to the open file. Whoever inherited that holds it now.
         heirs(&place).into_iter().map(Self::of).find(|heir| heir.alive).or(taker)
+    }
+
+    /// Who took an flock(2) on this file, without asking every process for it.
+    pub(crate) fn seen(about: &Metadata) -> Option<Self> {
+        taker(&place_of(about))
     }
 
     fn of(pid: u32) -> Self {
@@ -49,6 +53,17 @@ impl fmt::Display for Holder {
         }
         Ok(())
     }
+}
+
+/// A file as the kernel names it in its tables.
+fn place_of(about: &Metadata) -> String {
+    let (device, number) = (about.dev(), about.ino());
+    format!("{:02x}:{:02x}:{number}", major(device), minor(device))
+}
+
+fn taker(place: &str) -> Option<Holder> {
+    let locks = read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| holder_in(line, place)).map(Holder::of)
 }
 
 /// The process that a line of /proc/locks names as the taker of an flock at `place`. Lines of

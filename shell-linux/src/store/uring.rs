@@ -91,7 +91,10 @@ impl Uring {
         if !self.waiting.is_empty() || !self.start(index) {
             self.waiting.push_back(index);
         }
-        None
+        // No descriptor says that something has failed before the kernel saw it.
+        let failed = self.failed.back().filter(|ended| ended.id == op.id)?.result;
+        self.failed.pop_back();
+        Some(failed)
     }
 
     /// Hands everything over that has been pushed.
@@ -118,6 +121,7 @@ impl Uring {
             }
             let Some((index, result)) = self.completion() else {
                 // What could not be handed over, or goes on after a partial result.
+                self.let_in();
                 self.kick();
                 return None;
             };
@@ -166,13 +170,19 @@ impl Uring {
             self.asides.give_back(aside);
         }
         self.free.push(index);
+        self.let_in();
+        Ended { id, kind, offset, result }
+    }
+
+    /// Begins as much of what waits as there is room for.
+    #[inline]
+    fn let_in(&mut self) {
         while let Some(next) = self.waiting.pop_front() {
             if !self.start(next) {
                 self.waiting.push_front(next);
                 break;
             }
         }
-        Ended { id, kind, offset, result }
     }
 
     /// Begins what is in a place; `false` when it has to wait for another to end.

@@ -1,5 +1,7 @@
 //! Whether a disk may be written over: only if nothing on it is anybody's.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, bail, ensure};
 use sluice_core::memory::Segment;
 use sluice_sim::driver::{Buffer, RequestSpec};
@@ -10,6 +12,8 @@ use crate::frontend::{GUEST, REGION};
 
 /// Places of the disk that are looked at.
 const SAMPLES: u64 = 64;
+/// How long one of them may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes read at each of them.
 const SAMPLE_BYTES: u64 = 4096;
 
@@ -36,13 +40,13 @@ pub(super) fn ask(guest: &mut Guest, sectors: u64) -> anyhow::Result<()> {
         let sent = queue.driver.add(&mem, &RequestSpec::read(sector, &buffers));
         ensure!(sent.is_some(), "the ring is full");
         queue.submit(&mem);
+        let give_up = Instant::now() + PATIENCE;
         let done = loop {
             if let Some(done) = queue.driver.reap(&mem)? {
                 break done;
             }
-            if !queue.driver.arm(&mem)? {
-                queue.wait()?;
-            }
+            ensure!(Instant::now() < give_up, "reading sector {sector} takes too long");
+            std::thread::sleep(Duration::from_micros(50));
         };
         ensure!(done.status == 0, "reading sector {sector} failed with status {}", done.status);
         mem.copy_out(Segment::new(REGION, offset, bytes), &mut sample).ok().context("memory")?;

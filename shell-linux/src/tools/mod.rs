@@ -1,9 +1,13 @@
 //! The commands, one file each.
 
+mod checked;
 mod consent;
 mod guest;
 mod load;
+mod plan;
 pub mod bench;
 pub mod demo;
+pub mod image;
 pub mod qemu_args;
 pub mod serve_one;
+pub mod verify;

@@ -58,9 +58,7 @@ impl World {
         let mut segments = [Segment::EMPTY; SEGMENTS_MAX];
         let mut ranges = [Range::EMPTY; RANGES_MAX];
         let first = self.ring.descriptor(&self.mem, head).unwrap();
-        let mut links = chain::Links::EMPTY;
-        let chain =
-            chain::walk(&self.mem, &self.map, &self.ring, head, first, &mut links, &mut segments);
+        let chain = chain::walk(&self.mem, &self.map, &self.ring, head, first, &mut segments);
         assert_eq!(chain.fault, None);
         let verdict = parse(&self.mem, &self.limits, &chain, &mut segments, &mut ranges);
         let Verdict::Accept(request, data, status) = verdict else { panic!("{verdict:?}") };

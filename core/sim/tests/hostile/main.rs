@@ -8,6 +8,8 @@ mod polling;
 mod requests;
 mod ranges;
 mod results;
+mod holders;
+mod messages;
 mod differential;
 mod exhaustive;
 

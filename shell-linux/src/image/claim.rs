@@ -1,0 +1,48 @@
+//! Keeping daemons off an image while a command works on it.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::fault::Fault;
+use super::name::Name;
+use crate::store::lock::{self, Captured};
+
+/// What a command does with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Read,
+    Change,
+}
+
+/// Opens an image and takes it until the file is closed; refused while somebody uses it.
+//= spec/store.md#STO-17
+pub(super) fn claim(path: &Path, name: &Name, how: Use) -> Result<File, Fault> {
+    let file = match File::options().read(true).write(how == Use::Change).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(absent(path, name)),
+        result => result.with_context(|| format!("cannot open {}", path.display()))?,
+    };
+    match lock::take(&file, how == Use::Read) {
+        Captured::Yes => Ok(file),
+        Captured::Failed(error) => Err(Fault::Failed(error.context(format!("image {name}")))),
+        Captured::Held { by: Some(holder), alive: true } => Err(Fault::Taken(format!(
+            "image {name} is in use by {holder}; detach it or stop that process first"
+        ))),
+        Captured::Held { by: None, .. } => Err(Fault::Taken(format!(
+            "image {name} is in use by a process that cannot be seen from here"
+        ))),
+        Captured::Held { by: Some(holder), alive: false } => Err(Fault::Taken(format!(
+            "image {name} still has I/O of {holder}, which is dead; try again when its device or \
+             network answers"
+        ))),
+    }
+}
+
+/// Says that there is no such image.
+pub(super) fn absent(path: &Path, name: &Name) -> Fault {
+    let dir = path.parent().unwrap_or(path).display();
+    Fault::NotFound(format!("there is no image {name} in {dir}; `sluice image list` shows all"))
+}

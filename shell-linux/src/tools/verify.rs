@@ -1,0 +1,263 @@
+//! `sluice verify`: whether a disk gives back what was written to it.
+
+use core::sync::atomic::Ordering;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, ensure};
+use indicatif::ProgressBar;
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::Serialize;
+use sluice_core::blk::BlkFeatures;
+use sluice_core::limits::QUEUE_SIZE_MAX;
+use sluice_sim::history::{History, Initial};
+
+use super::checked::{Checked, Shared, Tally};
+use super::consent;
+use super::guest::{Guest, Target, Wish, connect, parse_seconds};
+use super::plan::{self, Area, SEGMENTS_MAX};
+use crate::frontend::{Connection, Queue, Waker};
+use crate::size::parse_size;
+
+/// Checks a disk by WRITING to it and reading everything back.
+///
+/// Overlapping reads, writes, flushes, discards and write-zeroes run at once, cut into odd
+/// segments and laid out in every legal way. Every sector written says who wrote it and when, and
+/// every sector read has to be explained by some order of what was asked. Works with any
+/// vhost-user-blk back end.
+///
+/// What was on the disk is lost. Without `--yes` only a disk is taken that is blank, or was
+/// written by this command or by `sluice bench`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    target: Target,
+
+    /// How long to go on.
+    #[arg(long, value_name = "N", value_parser = parse_seconds, conflicts_with = "requests")]
+    seconds: Option<Duration>,
+
+    /// How many requests to send.
+    #[arg(long, value_name = "N")]
+    requests: Option<u64>,
+
+    /// Queues, each with a thread of its own.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    queues: u16,
+
+    /// Requests that each queue has in flight at most.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    depth: u16,
+
+    /// What to do when; a run says which one it used.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+
+    /// Use only the first so many bytes of the disk.
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    size_limit: u64,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Without `--seconds` and `--requests`.
+const SECONDS: Duration = Duration::from_secs(10);
+
+/// How long nothing may come back before the device is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    verdict: &'static str,
+    seed: u64,
+    requests: u64,
+    #[serde(flatten)]
+    tally: Tally,
+    size_bytes: u64,
+    queues: u16,
+    depth: u16,
+    seconds: f64,
+    violations: Vec<String>,
+}
+
+/// Runs the command. The exit code is 1 if the disk failed.
+///
+/// # Errors
+/// When the disk cannot be used as asked.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let connection = connect(&args.target.socket_path, BlkFeatures::empty())?;
+    ensure!(!connection.features().contains(BlkFeatures::RO), "the disk is read-only");
+    let sectors = connection.capacity_sectors().min(args.size_limit / 512);
+    ensure!(sectors >= connection.block_sectors(), "the disk is smaller than one block");
+    ensure!(args.depth > 0, "a depth of at least 1 is needed");
+    let descriptors = (QUEUE_SIZE_MAX / args.depth).min(SEGMENTS_MAX + 3);
+    ensure!(descriptors >= 4, "a depth of at most {} is possible", QUEUE_SIZE_MAX / 4);
+    let wish = Wish {
+        queues: args.queues,
+        depth: args.depth,
+        descriptors,
+        data_bytes: plan::data_bytes(),
+        table_entries: SEGMENTS_MAX + 4,
+    };
+    let mut guest = Guest::start(connection, wish)?;
+    let area = Area::new(&guest.connection, sectors, descriptors - 3, guest.has_tables());
+    if !args.target.yes {
+        consent::ask(&mut guest, area.sectors)?;
+    }
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => random()?,
+    };
+    if !args.json {
+        println!("seed {seed}");
+    }
+    let begin = Instant::now();
+    // The image's name in the stamps is new in each run: what an earlier one left is foreign.
+    let history = History::new(random()?, Initial::Any);
+    let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX));
+    let tally = Mutex::default();
+    let done = verify(args, guest, &shared, area, seed, &tally);
+    let mut violations = shared.into_violations();
+    violations.extend(done.err().map(|error| format!("{error:#}")));
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if tally.errors > 0 {
+        violations.push(format!("{} requests failed", tally.errors));
+    }
+    let report = Report {
+        verdict: if violations.is_empty() { "PASS" } else { "FAIL" },
+        seed,
+        requests: tally.requests(),
+        tally,
+        size_bytes: area.sectors * 512,
+        queues: args.queues,
+        depth: args.depth,
+        seconds: begin.elapsed().as_secs_f64(),
+        violations,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn random() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Runs all queues, then reads everything back over the first.
+fn verify(
+    args: &Args,
+    mut guest: Guest,
+    shared: &Shared,
+    area: Area,
+    seed: u64,
+    tally: &Mutex<Tally>,
+) -> anyhow::Result<()> {
+    let queues = core::mem::take(&mut guest.queues);
+    let wakers = queues.iter().map(Queue::waker).collect::<anyhow::Result<Vec<_>>>()?;
+    let guest = &guest;
+    let limit = args.seconds.or(args.requests.is_none().then_some(SECONDS));
+    let work = |queue: Queue| {
+        let index = queue.index();
+        let data = (0..args.depth).map(|request| guest.data(index, request));
+        let seed = seed.wrapping_add(index.into());
+        let mut checked = Checked::new(guest.memory.map()?, queue, shared, area, seed, data);
+        let done = checked.run();
+        tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
+        done.map(|()| checked.queue)
+    };
+    let mut last = None;
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            queues.into_iter().map(|queue| scope.spawn(move || work(queue))).collect();
+        let is_over = || threads.iter().all(thread::ScopedJoinHandle::is_finished);
+        watch(args, &guest.connection, shared, &wakers, limit, is_over);
+        for thread in threads.into_iter().rev() {
+            let done: anyhow::Result<_> =
+                thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+            last = Some(done?);
+        }
+        anyhow::Ok(())
+    })?;
+    // A disk that has failed already need not be read to the end.
+    let Some(queue) = last.filter(|_| !shared.has_violations()) else { return Ok(()) };
+    let index = queue.index();
+    thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            let data = (0..args.depth).map(|request| guest.data(index, request));
+            let mut checked = Checked::new(guest.memory.map()?, queue, shared, area, seed, data);
+            let done = checked.read_back();
+            tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
+            done
+        });
+        watch(args, &guest.connection, shared, &wakers, None, || thread.is_finished());
+        thread.join().map_err(|_| anyhow!("a thread panicked"))?
+    })
+}
+
+/// Looks after the threads until they are done: ends them in time, and when nothing moves.
+fn watch(
+    args: &Args,
+    connection: &Connection,
+    shared: &Shared,
+    wakers: &[Waker],
+    limit: Option<Duration>,
+    is_over: impl Fn() -> bool,
+) {
+    let progress = if args.json || !std::io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new_spinner()
+    };
+    let begin = Instant::now();
+    let (mut moved, mut last) = (begin, 0);
+    while !is_over() {
+        let gone = connection.wait_closed(Duration::from_millis(20));
+        let done = shared.done.load(Ordering::Relaxed);
+        if done != last {
+            (moved, last) = (Instant::now(), done);
+        }
+        if limit.is_some_and(|limit| begin.elapsed() > limit) {
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+        if gone || moved.elapsed() > PATIENCE {
+            shared.abort.store(true, Ordering::Relaxed);
+            shared.stop.store(true, Ordering::Relaxed);
+            wakers.iter().for_each(Waker::wake);
+        }
+        progress.set_message(format!("{done} requests"));
+        progress.tick();
+    }
+    progress.finish_and_clear();
+}
+
+fn print(report: &Report) {
+    let Report { tally, .. } = report;
+    println!(
+        "{} requests in {:.1} s over {} MiB: {} writes, {} reads, {} write-zeroes, {} discards, {} flushes; \
+         {} interrupts",
+        report.requests,
+        report.seconds,
+        report.size_bytes >> 20,
+        tally.writes,
+        tally.reads,
+        tally.zeroes,
+        tally.discards,
+        tally.flushes,
+        tally.interrupts,
+    );
+    for violation in &report.violations {
+        println!("  {violation}");
+    }
+    println!("{} (seed {})", report.verdict, report.seed);
+}
