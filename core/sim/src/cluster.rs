@@ -26,8 +26,9 @@ pub struct Disk {
     /// What it is.
     pub config: ImageConfig,
     sectors: BTreeMap<u64, Box<[u8; SECTOR]>>,
-    /// What a power loss would leave, of the sectors for which that is something else.
-    durable: BTreeMap<u64, Sector>,
+    /// What a power loss would leave, of the sectors for which that is something else, and the
+    /// number of the first effect that it would undo.
+    durable: BTreeMap<u64, (u64, Sector)>,
     /// Unsynced sectors that no sync will save any more, because one has failed.
     lost: BTreeSet<u64>,
     /// Sectors that were ever written.
@@ -46,6 +47,8 @@ pub struct Cluster {
     prng: Prng,
     /// Of 1000 operations, how many fail.
     pub errors: u64,
+    /// Counts the operations that had their effect.
+    pub effects: u64,
 }
 
 impl Cluster {
@@ -60,7 +63,7 @@ impl Cluster {
             touched: BTreeSet::new(),
         };
         let primaries = vec![None; pool.pg_count as usize];
-        Self { disks: images.iter().map(disk).collect(), pool, primaries, prng, errors }
+        Self { disks: images.iter().map(disk).collect(), pool, primaries, prng, errors, effects: 0 }
     }
 
     /// The image that an operation is about.
@@ -123,6 +126,7 @@ impl Cluster {
     /// Carries an operation out: fills `payload` for a read, stores it for a write. Says what
     /// the reply says.
     pub fn apply(&mut self, op: &Op, image: u32, payload: &mut [u8]) -> i64 {
+        self.effects += 1;
         let fails = self.prng.chance(self.errors);
         let first = op.offset / SECTOR as u64;
         let count = op.len / SECTOR as u64;
@@ -159,7 +163,9 @@ impl Cluster {
                 0
             }
             OpKind::Sync => {
-                self.sync(image, op.target, fails);
+                if !fails {
+                    self.sync(image, op.target, false);
+                }
                 0
             }
         };
@@ -171,13 +177,18 @@ impl Cluster {
         }
     }
 
+    /// A sync's failure is about to be told: what it should have saved cannot be saved any more.
+    pub fn give_up(&mut self, op: &Op, image: u32) {
+        self.sync(image, op.target, true);
+    }
+
     fn put(&mut self, image: u32, sector: u64, value: Sector) {
         let disk = &mut self.disks[image as usize];
         let old = match value {
             Some(bytes) => disk.sectors.insert(sector, bytes),
             None => disk.sectors.remove(&sector),
         };
-        disk.durable.entry(sector).or_insert(old);
+        disk.durable.entry(sector).or_insert((self.effects, old));
         disk.lost.remove(&sector);
         disk.touched.insert(sector);
     }
@@ -224,7 +235,7 @@ impl Cluster {
     /// The power fails everywhere: of every unsynced sector the old or the new contents stay.
     pub fn lose_power(&mut self) {
         for disk in &mut self.disks {
-            for (sector, old) in core::mem::take(&mut disk.durable) {
+            for (sector, (_, old)) in core::mem::take(&mut disk.durable) {
                 if self.prng.chance(300) {
                     continue;
                 }
@@ -235,6 +246,17 @@ impl Cluster {
             }
             disk.lost.clear();
         }
+    }
+
+    /// The sectors that a power loss would change, and since when.
+    pub fn dirty(&self, image: u32) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.disks[image as usize].durable.iter().map(|(&sector, &(since, _))| (sector, since))
+    }
+
+    /// Since when a power loss would change a sector.
+    #[must_use]
+    pub fn dirty_since(&self, image: u32, sector: u64) -> Option<u64> {
+        self.disks[image as usize].durable.get(&sector).map(|&(since, _)| since)
     }
 
     /// The sectors that hold something, or have held it.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cluster;
 pub mod compare;
 pub mod driver;
+pub mod durable;
 pub mod front;
 pub mod guest;
 pub mod history;

@@ -105,7 +105,8 @@ impl Shard<'_> {
     fn cut_part(&mut self, slot: u32) -> Option<Op> {
         let request = &mut self.requests[slot];
         let image = ImageId(request.image);
-        let backing = &self.images[image.0].config.backing;
+        let config = &self.images[image.0].config;
+        let backing = &config.backing;
         let geometry = match *backing {
             Backing::Store => Some(Geometry::Flat),
             Backing::Cluster { pool, .. } => self.map.pool(pool).map(PoolConfig::geometry),
@@ -121,6 +122,16 @@ impl Shard<'_> {
             }
             return None;
         };
+        // It was taken before a sync failed.
+        //= spec/blk.md#BLK-16
+        if config.poisoned && slice.kind != OpKind::Read {
+            request.listed = false;
+            request.fail(Status::IoErr);
+            if request.is_done() {
+                self.complete(slot);
+            }
+            return None;
+        }
         let (target, inode) = match route(&self.map, image, backing, request.cursor.step, &slice) {
             Route::To(target, inode) => (target, inode),
             Route::Nowhere => {

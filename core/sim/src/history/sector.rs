@@ -90,6 +90,9 @@ pub(super) struct Clock {
 pub(super) struct Sector {
     /// Empty until the sector is first written: it holds what it held before the history.
     entries: Vec<Entry>,
+    /// How many values there may be before it is worth looking which can be forgotten: while
+    /// none can, looking at every write would cost the square of their number each time.
+    prune_at: usize,
 }
 
 /// Why a value may not be read.
@@ -121,13 +124,16 @@ impl Entry {
 }
 
 impl Sector {
-    pub(super) const UNTOUCHED: Self = Self { entries: Vec::new() };
+    pub(super) const UNTOUCHED: Self = Self { entries: Vec::new(), prune_at: 0 };
 
     /// A write begins.
     #[inline]
     pub(super) fn invoke(&mut self, value: Value, now: u64, clock: &Clock, initial: Value) {
         self.touch(initial);
-        self.prune(clock);
+        if self.entries.len() > self.prune_at {
+            self.prune(clock);
+            self.prune_at = if self.entries.len() < 8 { 0 } else { 2 * self.entries.len() };
+        }
         self.entries.push(Entry::invoked(value, now));
     }
 

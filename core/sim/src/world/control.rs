@@ -62,10 +62,11 @@ impl World<'_> {
         let forgotten = guest.reset_queue(&self.mem, index.into(), event_idx);
         let image = self.image_of(id);
         for head in forgotten.into_keys() {
+            self.durable.forget((id, index, head));
             match self.meant.remove(&(id, index, head)) {
                 Some(Meant::Read(read)) => self.histories[image].read_failed(read),
                 Some(Meant::Writes(writes)) => self.ghosts.entry(id).or_default().extend(writes),
-                Some(Meant::Flush(_) | Meant::Nothing) | None => {}
+                Some(Meant::Flush(..) | Meant::Nothing) | None => {}
             }
         }
     }

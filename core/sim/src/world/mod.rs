@@ -23,6 +23,7 @@ use crate::bus::memory::WatchedMemory;
 use crate::bus::parts::ChainName;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::durable::Durable;
 use crate::front::Front;
 use crate::guest::Guest;
 use crate::history::{Flush, History, Initial, Read, Write};
@@ -68,7 +69,8 @@ enum Phase {
 enum Meant {
     Read(Read),
     Writes(Vec<Write>),
-    Flush(Flush),
+    /// And when it was sent.
+    Flush(Flush, u64),
     Nothing,
 }
 
@@ -110,6 +112,7 @@ struct World<'s> {
     fronts: Vec<Front>,
     serials: Vec<[u8; 20]>,
     histories: Vec<History>,
+    durable: Durable,
     options: Options,
     clock: Clock<Event>,
     prng: Prng,
@@ -172,6 +175,7 @@ impl<'s> World<'s> {
             fronts,
             serials,
             histories: (0..options.images.len()).map(history).collect(),
+            durable: Durable::default(),
             clock,
             log,
             meant: BTreeMap::new(),

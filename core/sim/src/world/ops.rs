@@ -98,7 +98,14 @@ impl World<'_> {
                 Stage::Apply
             }
             Stage::Apply => {
-                Stage::Land(self.cluster.apply(&flight.op, flight.image, &mut flight.payload))
+                let Flight { op, image, name, .. } = flight;
+                let result = self.cluster.apply(&op, image, &mut flight.payload);
+                let certain = matches!(op.kind, OpKind::Write | OpKind::WriteZeroes { .. });
+                if let (Some(name), true) = (name, certain) {
+                    let (first, sectors) = (op.offset / 512, op.len / 512);
+                    self.durable.applied(name, first, sectors, self.cluster.effects);
+                }
+                Stage::Land(result)
             }
             Stage::Land(result) => return self.land(number, &flight, result),
         };
@@ -144,6 +151,9 @@ impl World<'_> {
         let moved = matches!(flight.op.kind, OpKind::Read | OpKind::Write);
         let due = if moved { i64::try_from(flight.op.len).unwrap_or(i64::MAX) } else { 0 };
         let failed = result != due;
+        if failed && flight.op.kind == OpKind::Sync {
+            self.cluster.give_up(&flight.op, flight.image);
+        }
         let sync_failed = (failed && flight.op.kind == OpKind::Sync).then_some(flight.image);
         let reply = Reply { id: flight.op.id, result, version: 0 };
         self.answers.push(Answer { reply, name: flight.name, failed, sync_failed });

@@ -57,6 +57,11 @@ impl World<'_> {
             format_args!("{head} {:?} {} {}", request.wish.kind, done.status, done.used_len),
         );
         let image = self.image_of(id);
+        let of_image = u32::try_from(image).unwrap_or(u32::MAX);
+        let cluster = &self.cluster;
+        self.durable.came_back((id, index, head), done.status == 0, of_image, |sector| {
+            cluster.dirty_since(of_image, sector)
+        });
         let history = &mut self.histories[image];
         let meant = self.meant.remove(&(id, index, head)).unwrap_or(Meant::Nothing);
         let verdict = match (meant, done.status) {
@@ -78,14 +83,24 @@ impl World<'_> {
                 }
                 Ok(())
             }
-            (Meant::Flush(flush), 0) => {
+            (Meant::Flush(flush, sent), 0) => {
                 history.flush_done(flush);
+                self.check_flush(image, sent);
                 Ok(())
             }
-            (Meant::Flush(_) | Meant::Nothing, _) => Ok(()),
+            (Meant::Flush(..) | Meant::Nothing, _) => Ok(()),
         };
         if let Err(violation) = verdict {
             self.fault("I01", format!("image {image}: {violation}"));
+        }
+    }
+
+    //= spec/blk.md#BLK-17
+    fn check_flush(&mut self, image: usize, sent: u64) {
+        let image = u32::try_from(image).unwrap_or(u32::MAX);
+        let unsaved = self.durable.flushed(sent, image, self.cluster.dirty(image));
+        if !unsaved.is_empty() {
+            self.fault("I02", format!("image {image}: a flush has not saved {unsaved:?}"));
         }
     }
 
@@ -130,7 +145,7 @@ impl World<'_> {
             _ if !legal => Meant::Nothing,
             Kind::Read => Meant::Read(history.read_invoked()),
             Kind::Write => Meant::Writes(write.into_iter().collect()),
-            Kind::Flush => Meant::Flush(history.flush_invoked()),
+            Kind::Flush => Meant::Flush(history.flush_invoked(), self.durable.now()),
             Kind::Discard => Meant::Writes(ranges(&mut |s, n| history.discard_invoked(s, n))),
             Kind::WriteZeroes => Meant::Writes(ranges(&mut |s, n| history.zero_invoked(s, n))),
             Kind::GetId | Kind::Other { .. } => Meant::Nothing,
