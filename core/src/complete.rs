@@ -5,6 +5,7 @@
 
 use crate::inflight::Inflight;
 use crate::memory::{OutOfRegion, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::request::Request;
 use crate::slots::{Fifo, Slots};
 use crate::virtqueue::SplitRing;
@@ -54,7 +55,9 @@ pub(crate) fn publish(
         if let Some(inflight) = inflight {
             inflight.clear(mem, token)?;
         }
-        ring.forget(token);
+        if !planted(Fault::HeadKept) {
+            ring.forget(token);
+        }
         at = done.after(requests, index);
     }
     // 7. The region agrees with the ring.
@@ -62,6 +65,8 @@ pub(crate) fn publish(
         inflight.settle(mem, ring.next_used())?;
     }
     // The index is visible before the driver's wish is read, or both sides could sleep.
-    mem.full_fence();
+    if !planted(Fault::NoFence) {
+        mem.full_fence();
+    }
     ring.wants_notify(mem, count)
 }

@@ -1,7 +1,7 @@
 //! What vhost-user messages mean: negotiation, memory and rings of one device.
 //!
 //! A control event is a message without its file descriptors. Everything is checked here, in
-//! any order a front end may send it; what touches queues is returned as a [`Step`] for the
+//! any order a front end may send it; what touches queues is returned as a `Step` for the
 //! shard to carry out.
 
 use bitflags::bitflags;

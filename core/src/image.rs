@@ -4,6 +4,7 @@ use crate::blk::Limits;
 use crate::blk::config::BlkFeatures;
 use crate::limits::{PART_BYTES_MAX, SECTOR_BYTES};
 use crate::placement::{ClusterId, PoolId};
+use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
 
 /// An image's place in its shard, chosen by the shell.
@@ -149,6 +150,7 @@ impl Geometry {
     pub fn first_part(self, offset: u64, len: u64, payload: bool) -> u64 {
         let len = if payload { len.min(PART_BYTES_MAX) } else { len };
         match self {
+            _ if planted(Fault::ObjectCrossed) => len,
             Self::Flat => len,
             Self::Objects(size) => len.min(size - offset % size),
         }

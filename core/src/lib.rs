@@ -34,3 +34,4 @@ pub mod gate;
 pub mod device;
 pub mod shard;
 pub mod trace;
+pub mod planted;

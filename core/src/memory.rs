@@ -8,6 +8,7 @@ use heapless::Vec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::limits::{REGIONS_LIVE_MAX, REGIONS_MAX};
+use crate::planted::{Fault, planted};
 
 /// A mapped piece of shared memory, numbered by the shell.
 ///
@@ -337,6 +338,7 @@ impl MemoryMap {
     /// Keeps the set's regions mapped until [`release`](Self::release).
     #[inline]
     pub fn hold(&mut self, set: RegionSet) {
+        let set = if planted(Fault::EarlyUnmap) { RegionSet::EMPTY } else { set };
         for index in set.members() {
             self.entries[index].users += 1;
         }
@@ -345,6 +347,7 @@ impl MemoryMap {
     /// Lets go of a held set; `true` when a retired region lost its last user.
     #[inline]
     pub fn release(&mut self, set: RegionSet) -> bool {
+        let set = if planted(Fault::EarlyUnmap) { RegionSet::EMPTY } else { set };
         let mut unused = false;
         for index in set.members() {
             let entry = &mut self.entries[index];

@@ -5,6 +5,7 @@ use crate::image::Geometry;
 use crate::limits::{PARTS_PER_REQUEST_MAX, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{RegionSet, Segment};
 use crate::op::{OpKind, Piece, Reply};
+use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
 
 /// What a request does to the image.
@@ -140,10 +141,10 @@ impl Request {
 
     /// The next slice, without moving on; `None` when all is cut.
     #[inline]
-    pub(crate) fn peek_slice(
+    pub(crate) fn peek_slice<'r>(
         &mut self,
         geometry: Geometry,
-        ranges: &[Range; RANGES_MAX],
+        ranges: impl FnOnce() -> &'r [Range; RANGES_MAX],
     ) -> Option<Slice> {
         let cursor = &mut self.cursor;
         let kind = match self.kind {
@@ -154,6 +155,7 @@ impl Request {
                 return (!cursor.is_done()).then_some(slice);
             }
             RequestKind::Discard | RequestKind::WriteZeroes => {
+                let ranges = ranges();
                 if cursor.len == 0 && cursor.step < cursor.steps {
                     let range = ranges[cursor.step as usize];
                     (cursor.offset, cursor.len) = (range.offset, range.len);
@@ -199,7 +201,7 @@ impl Request {
     #[inline]
     pub(crate) fn join(&mut self, outcome: Status) {
         self.parts_live -= 1;
-        if outcome != Status::Ok {
+        if outcome != Status::Ok && !planted(Fault::FailureForgotten) {
             self.fail(outcome);
         }
     }
@@ -221,11 +223,12 @@ impl Request {
     /// What the used entry says: the bytes written, the status byte included.
     //= spec/virtqueue.md#VQ-10
     #[inline]
-    pub(crate) const fn used_len(&self) -> u32 {
+    pub(crate) fn used_len(&self) -> u32 {
         if self.status_at.len == 0 {
             return 0;
         }
         match self.status {
+            Status::Ok if planted(Fault::UsedLength) => self.delivers,
             Status::Ok => self.delivers + 1,
             Status::IoErr | Status::Unsupported => 1,
         }

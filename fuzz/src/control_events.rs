@@ -201,8 +201,15 @@ impl<'a> World<'a> {
             7 => E::GetQueueNum,
             8 => E::GetMaxMemSlots,
             9 => {
-                let count = bytes.below(4);
-                E::SetMemTable((0..count).filter_map(|_| self.region(bytes)).collect())
+                let mut list = RegionList::new();
+                for _ in 0..bytes.below(4) {
+                    // Each has a mapping of its own.
+                    let found = self.region(bytes);
+                    let _ = found
+                        .filter(|region| list.iter().all(|other| other.id != region.id))
+                        .map(|region| list.push(region));
+                }
+                E::SetMemTable(list)
             }
             10 => match self.region(bytes) {
                 Some(region) => E::AddMemRegion(region),

@@ -80,8 +80,7 @@ impl AsFd for Bell {
 /// The control thread's end.
 #[derive(Debug)]
 pub struct ControlEnd {
-    messages: Sender<Message>,
-    shard_bell: Bell,
+    line: Line,
     /// What the shard tells unasked.
     pub news: Receiver<News>,
     /// Rings when there is news.
@@ -107,22 +106,38 @@ pub fn mailbox() -> rustix::io::Result<(ControlEnd, ShardEnd)> {
     let (messages, received) = channel();
     let (news, told) = channel();
     let (control_bell, shard_bell) = (Bell::new()?, Bell::new()?);
-    let control = ControlEnd {
-        messages,
-        shard_bell: shard_bell.clone(),
-        news: told,
-        bell: control_bell.clone(),
-    };
+    let line = Line { messages, bell: shard_bell.clone() };
+    let control = ControlEnd { line, news: told, bell: control_bell.clone() };
     let shard = ShardEnd { messages: received, bell: shard_bell, news, control_bell };
     Ok((control, shard))
 }
 
-impl ControlEnd {
+/// A way to a shard for what needs no answer.
+#[derive(Clone, Debug)]
+pub struct Line {
+    messages: Sender<Message>,
+    bell: Bell,
+}
+
+impl Line {
     /// Sends a message that has no answer.
     pub fn send(&self, message: Message) {
         // A shard that has ended needs nothing any more.
         let _ = self.messages.send(message);
-        self.shard_bell.ring();
+        self.bell.ring();
+    }
+}
+
+impl ControlEnd {
+    /// Another way to the shard, for another thread.
+    #[must_use]
+    pub fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// Sends a message that has no answer.
+    pub fn send(&self, message: Message) {
+        self.line.send(message);
     }
 
     /// Sends a front end's message and waits for the shard's next turn; `None` when the shard

@@ -1,9 +1,10 @@
 //! The `sluice` program.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_linux::tools::{bench, demo, qemu_args, serve_one, verify};
+use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one, verify};
 use tracing_subscriber::EnvFilter;
 
 /// The gate between virtual machines and block storage.
@@ -31,6 +32,7 @@ enum Command {
     Bench(bench::Args),
     Verify(verify::Args),
     QemuArgs(qemu_args::Args),
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,7 +44,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    log.with_writer(std::io::stderr).init();
     let done = match &cli.command {
         Command::Demo(args) => demo::run(args).map(|()| ExitCode::SUCCESS),
         Command::ServeOne(args) => serve_one::run(args).map(|()| ExitCode::SUCCESS),
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
             qemu_args::run(args);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Image(args) => Ok(image::run(args)),
     };
     match done {
         Ok(code) => code,

@@ -1,65 +1,13 @@
 //! `sluice bench` and `sluice verify` against `sluice serve-one`, as a person would run them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+#[path = "support/disk.rs"]
+mod disk;
 
-use serde_json::Value;
+use std::process::Output;
+use std::time::Duration;
+
+use disk::{Disk, run};
 use tempfile::TempDir;
-
-const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
-
-/// A daemon with one disk, killed at the end.
-struct Disk {
-    daemon: Child,
-    directory: TempDir,
-}
-
-impl Disk {
-    fn serve(source: &[&str]) -> Self {
-        let directory = TempDir::new().unwrap();
-        let daemon = Command::new(SLUICE)
-            .args(["--log", "warn", "serve-one", "--queues", "4", "--socket-path"])
-            .arg(directory.path().join("disk.sock"))
-            .args(source)
-            .spawn()
-            .unwrap();
-        let disk = Self { daemon, directory };
-        let give_up = Instant::now() + Duration::from_secs(20);
-        while !disk.socket().exists() {
-            assert!(Instant::now() < give_up, "no socket");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        disk
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("disk.sock")
-    }
-
-    fn run(&self, tool: &str, args: &[&str]) -> (Output, Value) {
-        run(&self.socket(), tool, args)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-fn run(socket: &Path, tool: &str, args: &[&str]) -> (Output, Value) {
-    let output = Command::new(SLUICE)
-        .args([tool, "--json", "--socket-path"])
-        .arg(socket)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-    (output, report)
-}
 
 fn error(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -73,13 +21,13 @@ fn an_honest_disk_passes() {
         &["--requests", "1000", "--queues", "1", "--depth", "1", "--size-limit", "64k"],
         &["--requests", "2000", "--queues", "1", "--depth", "200"],
     ] {
-        let (output, report) = disk.run("verify", args);
+        let (output, report) = run(&disk.socket(), "verify", args);
         assert_eq!(report["verdict"], "PASS", "{report} {}", error(&output));
         assert!(output.status.success());
         assert!(report["writes"].as_u64().unwrap() > 100, "{report}");
     }
     // What it left behind is nobody's, so a load may write over it.
-    let (output, report) = disk.run("bench", &["--rw", "randwrite", "--seconds", "0.2"]);
+    let (output, report) = run(&disk.socket(), "bench", &["--rw", "randwrite", "--seconds", "0.2"]);
     assert!(output.status.success(), "{}", error(&output));
     assert_eq!(report["errors"], 0);
 }
@@ -87,7 +35,7 @@ fn an_honest_disk_passes() {
 #[test]
 fn a_disk_that_forgets_fails() {
     let disk = Disk::serve(&["--blk-null", "32M"]);
-    let (output, report) = disk.run("verify", &["--requests", "2000", "--seed", "5"]);
+    let (output, report) = run(&disk.socket(), "verify", &["--requests", "2000", "--seed", "5"]);
     assert_eq!(report["verdict"], "FAIL", "{report} {}", error(&output));
     assert_eq!(report["seed"], 5);
     assert_eq!(output.status.code(), Some(1));
@@ -102,7 +50,8 @@ fn a_load_is_measured() {
         &["--rw", "randread", "--wait", "event", "--indirect"],
         &["--rw", "write", "--queues", "2", "--depth", "8"],
     ] {
-        let (output, report) = disk.run("bench", &[args, &["--seconds", "0.2"]].concat());
+        let (output, report) =
+            run(&disk.socket(), "bench", &[args, &["--seconds", "0.2"]].concat());
         assert!(output.status.success(), "{}", error(&output));
         for number in ["iops", "mean_us", "p50_us", "p99_us", "p999_us", "bytes_per_s"] {
             assert!(report[number].as_f64().unwrap() > 0.0, "{number}: {report}");
@@ -119,12 +68,12 @@ fn somebodys_data_is_not_written_over() {
     std::fs::write(&image, vec![b'x'; 1 << 20]).unwrap();
     let disk = Disk::serve(&["--blk-file", image.to_str().unwrap()]);
     for (tool, args) in [("verify", &["--requests", "10"][..]), ("bench", &["--rw", "write"])] {
-        let (output, _) = disk.run(tool, args);
+        let (output, _) = run(&disk.socket(), tool, args);
         assert_eq!(output.status.code(), Some(1));
         assert!(error(&output).contains("--yes"), "{}", error(&output));
     }
     assert_eq!(std::fs::read(&image).unwrap(), vec![b'x'; 1 << 20]);
-    let (output, report) = disk.run("verify", &["--requests", "1000", "--yes"]);
+    let (output, report) = run(&disk.socket(), "verify", &["--requests", "1000", "--yes"]);
     assert_eq!(report["verdict"], "PASS", "{report} {}", error(&output));
 }
 

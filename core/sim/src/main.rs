@@ -5,11 +5,18 @@ use std::time::Instant;
 
 use sluice_sim::world::{Outcome, run};
 
+#[cfg(sluice_planted)]
+mod planted;
+
 const USAGE: &str = "usage: sluice-sim SEED [--log] | sluice-sim --seeds FROM..TO";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    #[cfg(sluice_planted)]
+    if let ["--planted", seeds] = arguments[..] {
+        return planted::run_all(seeds.parse().unwrap_or(1000));
+    }
     let seeds = match arguments[..] {
         [seed] => seed.parse().map(|seed| (seed, seed + 1, false)).ok(),
         [seed, "--log"] | ["--log", seed] => seed.parse().map(|seed| (seed, seed + 1, true)).ok(),

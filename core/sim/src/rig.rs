@@ -174,6 +174,14 @@ impl<'a> Rig<'a> {
     /// # Panics
     /// When the core refuses any of it.
     pub fn attach(&mut self) {
+        self.attach_with(&[]);
+    }
+
+    /// The same, with these messages before the queue is set up.
+    ///
+    /// # Panics
+    /// When the core refuses any of it.
+    pub fn attach_with(&mut self, more: &[ControlEvent]) {
         self.store_u16(AVAIL_IDX + self.avail(), self.setup.base);
         self.store_u16(USED_IDX + self.used_ring(), self.setup.base);
         self.store_u16(self.avail(), 0);
@@ -182,16 +190,19 @@ impl<'a> Rig<'a> {
         let (index, size, base) = (0, self.setup.size.into(), self.setup.base.into());
         let regions = RegionList::from_slice(&self.setup.regions).expect("few regions");
         let addresses = self.addresses();
-        for event in [
+        let first = [
             ControlEvent::SetOwner,
             ControlEvent::SetFeatures(self.setup.features.bits()),
             ControlEvent::SetMemTable(regions),
+        ];
+        let last = [
             ControlEvent::SetVringNum { index, size },
             ControlEvent::SetVringBase { index, base },
             ControlEvent::SetVringAddr { index, addresses },
             ControlEvent::SetVringKick { index },
             ControlEvent::SetVringEnable { index, enable: true },
-        ] {
+        ];
+        for event in first.into_iter().chain(more.iter().cloned()).chain(last) {
             assert_eq!(self.control(event), Some(ControlReply::Done));
         }
     }

@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::{BlkFeatures, Status};
 use crate::limits::{RANGE_SECTORS_MAX, RANGES_MAX, SECTOR_BYTES, SEGMENTS_MAX};
 use crate::memory::{OutOfRegion, Segment, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::virtqueue::Chain;
 
 /// The request header (virtio 1.2, section 5.2.6).
@@ -276,7 +277,11 @@ fn check_data(limits: &Limits, sector: u64, bytes: u64) -> Result<u64, Status> {
 fn check_sectors(limits: &Limits, sector: u64, count: u64) -> Result<(), Status> {
     let unaligned = (sector | count) & (limits.block_sectors - 1) != 0;
     let rest = limits.capacity_sectors.checked_sub(sector).ok_or(Status::IoErr)?;
-    if unaligned || count > rest { Err(Status::IoErr) } else { Ok(()) }
+    if unaligned || (count > rest && !planted(Fault::SumUnchecked)) {
+        Err(Status::IoErr)
+    } else {
+        Ok(())
+    }
 }
 
 //= spec/blk.md#BLK-6
@@ -295,7 +300,9 @@ fn take_ranges(
     allowed_flags: u32,
     ranges: &mut [Range; RANGES_MAX],
 ) -> Result<u8, Status> {
-    check_writable(limits)?;
+    if !planted(Fault::ReadOnlyDiscard) {
+        check_writable(limits)?;
+    }
     let count = bytes / RANGE_BYTES;
     if count == 0 || count > RANGES_MAX as u64 || !bytes.is_multiple_of(RANGE_BYTES) {
         return Err(Status::IoErr);
@@ -312,7 +319,9 @@ fn take_ranges(
         if sectors == 0 || sectors > RANGE_SECTORS_MAX {
             return Err(Status::IoErr);
         }
-        check_sectors(limits, sector, sectors.into())?;
+        if at == RANGE_BYTES || !planted(Fault::RangeUnchecked) {
+            check_sectors(limits, sector, sectors.into())?;
+        }
         *range = Range {
             offset: sector * SECTOR_BYTES,
             len: u64::from(sectors) * SECTOR_BYTES,

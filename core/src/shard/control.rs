@@ -9,6 +9,7 @@ use crate::device::{
 use crate::image::{Capture, CaptureNews};
 use crate::inflight::{self, Inflight};
 use crate::memory::{RegionId, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
 use crate::time::Instant;
 use crate::trace::TraceEvent;
@@ -201,7 +202,7 @@ impl Shard<'_> {
             return ControlReply::VringBase { index, base };
         };
         self.deactivate(queue);
-        if self.queues[queue].live == 0 {
+        if self.queues[queue].live == 0 || planted(Fault::EarlyStop) {
             return self.stopped(device, queue);
         }
         self.devices[device].draining = Some((index, now));

@@ -7,6 +7,7 @@ use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
 use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{Segment, SharedMemory};
 use crate::placement::PgMap;
+use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Request, RequestKind};
 use crate::trace::TraceEvent;
 use crate::virtqueue::chain::walk;
@@ -253,26 +254,32 @@ impl Shard<'_> {
             unanswerable: 0,
         };
         let ready = match image.capture {
+            _ if planted(Fault::CaptureSkipped) => &mut self.cut,
             Capture::Granted => &mut self.cut,
             Capture::None | Capture::Asked => &mut image.waiting,
         };
         let waiting = ready.len();
+        let mut count = 0;
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
-            if let Some(inflight) = &mut queue.inflight {
-                inflight.mark(mem, ChainToken(head.into()))?;
+            if let Some(inflight) = &mut queue.inflight
+                && let Err(gone) = inflight.mark(mem, ChainToken(head.into()))
+            {
+                // The chains before this one are requests already, and have to be counted.
+                fault = Some(gone.into());
+                break;
             }
             let Some(slot) = self.requests.acquire() else { break };
+            count += 1;
             let segments = &mut self.segments[slot as usize];
             let chain = walk(mem, &intake.device.map, ring, head, first, segments);
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
             if intake.admit(mem, &chain, segments, ranges, request) {
                 ready.push(&mut self.requests, slot);
-            } else {
+            } else if !planted(Fault::RefusedLost) {
                 queue.done.push(&mut self.requests, slot);
             }
         }
-        let count = u32::try_from(taken).unwrap_or(0);
         queue.live += count;
         intake.device.live += count;
         self.counters.requests += u64::from(count);
@@ -354,6 +361,7 @@ impl Intake<'_> {
             BlkRequest::Write { offset } => {
                 (RequestKind::Write, Cursor::payload(offset, data.bytes))
             }
+            BlkRequest::Flush if planted(Fault::FlushSkipped) => (RequestKind::Flush, Cursor::DONE),
             BlkRequest::Flush => (RequestKind::Flush, Cursor::steps(self.holders)),
             BlkRequest::Discard { count } => (RequestKind::Discard, Cursor::steps(count.into())),
             BlkRequest::WriteZeroes { count } => {

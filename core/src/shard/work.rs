@@ -9,7 +9,8 @@ use crate::image::{Backing, Geometry, ImageId};
 use crate::limits::PARTS_RESERVED;
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
-use crate::placement::PgNum;
+use crate::placement::{PgMap, PgNum, PoolConfig};
+use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
 use crate::slots::Fifo;
 use crate::trace::TraceEvent;
@@ -65,11 +66,9 @@ impl Shard<'_> {
         };
         let part = self.parts[index];
         self.parts.release(index);
-        let request = &mut self.requests[part.request];
-        let image = request.image;
         let mut outcome = part.outcome(reply);
         if part.kind == OpKind::Sync {
-            outcome = self.synced(ImageId(image), outcome);
+            outcome = self.synced(ImageId(self.requests[part.request].image), outcome);
         }
         let request = &mut self.requests[part.request];
         request.join(outcome);
@@ -105,45 +104,43 @@ impl Shard<'_> {
     #[inline]
     fn cut_part(&mut self, slot: u32) -> Option<Op> {
         let request = &mut self.requests[slot];
-        let image = &self.images[request.image];
-        let geometry = match image.config.backing {
-            Backing::Store => Geometry::Flat,
-            Backing::Cluster { pool, .. } => match self.map.pool(pool) {
-                Some(pool) => pool.geometry(),
-                None => {
-                    self.unplaced.push(&mut self.requests, slot);
-                    return None;
-                }
-            },
+        let image = ImageId(request.image);
+        let backing = &self.images[image.0].config.backing;
+        let geometry = match *backing {
+            Backing::Store => Some(Geometry::Flat),
+            Backing::Cluster { pool, .. } => self.map.pool(pool).map(PoolConfig::geometry),
         };
-        let Some(slice) = request.peek_slice(geometry, &self.ranges[slot as usize]) else {
+        let Some(geometry) = geometry else {
+            self.unplaced.push(&mut self.requests, slot);
+            return None;
+        };
+        let Some(slice) = request.peek_slice(geometry, || &self.ranges[slot as usize]) else {
             request.listed = false;
             if request.is_done() {
                 self.complete(slot);
             }
             return None;
         };
-        let (target, inode) = match self.route(slot, &slice) {
+        let (target, inode) = match route(&self.map, image, backing, request.cursor.step, &slice) {
             Route::To(target, inode) => (target, inode),
             Route::Nowhere => {
                 self.unplaced.push(&mut self.requests, slot);
                 return None;
             }
             Route::Covered => {
-                self.requests[slot].cursor.step += 1;
+                request.cursor.step += 1;
                 self.cut.push(&mut self.requests, slot);
                 return None;
             }
         };
         let index = self.parts.acquire()?;
-        self.parts[index] =
-            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
-        let request = &mut self.requests[slot];
         request.advance(&slice);
         request.listed = request.wants_cut();
         if request.listed {
             self.cut.push(&mut self.requests, slot);
         }
+        self.parts[index] =
+            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
         self.counters.ops += 1;
         Some(Op {
             id: self.parts.id(index),
@@ -155,26 +152,6 @@ impl Shard<'_> {
             version: 0,
             meta_revision: 0,
         })
-    }
-
-    //= spec/placement.md#PLC-6
-    #[inline]
-    fn route(&self, slot: u32, slice: &Slice) -> Route {
-        let request = &self.requests[slot];
-        let (cluster, pool, inode) = match self.images[request.image].config.backing {
-            Backing::Store => return Route::To(Target::Store(ImageId(request.image)), 0),
-            Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
-        };
-        let pg = match slice.kind {
-            OpKind::Sync => PgNum(request.cursor.step + 1),
-            _ => self.map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
-        };
-        let Some(osd) = self.map.primary(pool, pg) else { return Route::Nowhere };
-        let earlier = |pg| self.map.primary(pool, PgNum(pg)) == Some(osd);
-        if slice.kind == OpKind::Sync && (1..pg.0).any(earlier) {
-            return Route::Covered;
-        }
-        Route::To(Target::Osd(cluster, osd), inode)
     }
 
     /// The map has changed: what found nobody may find somebody now, and a flush that is still
@@ -215,32 +192,31 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.publishing = false;
         let mut done = core::mem::replace(&mut queue.done, Fifo::EMPTY);
+        let count = done.len();
         let device_index = queue.device;
-        let silent = self.devices[device_index].phase == Phase::Leaving;
+        let device = &mut self.devices[device_index];
+        //= spec/lifecycle.md#LIF-13
         let published = match &mut queue.ring {
-            //= spec/lifecycle.md#LIF-13
-            Some(ring) if !silent => {
+            Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
                 self.counters.batches += 1;
                 complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
             }
             _ => Ok(false),
         };
-        if published == Ok(true) && !queue.notifying {
-            queue.notifying = true;
-            self.notifying.push(&mut self.queues, index);
-        }
-        let device = &mut self.devices[device_index];
+        queue.live -= count;
+        device.live -= count;
+        self.counters.completions += u64::from(count);
         let mut unused = false;
-        let count = done.len();
         while let Some(slot) = done.pop(&mut self.requests) {
             let request = &self.requests[slot];
             unused |= device.map.release(request.regions);
             self.counters.errors += u64::from(request.status != Status::Ok);
             self.requests.release(slot);
         }
-        device.live -= count;
-        self.queues[index].live -= count;
-        self.counters.completions += u64::from(count);
+        if published == Ok(true) && !queue.notifying {
+            queue.notifying = true;
+            self.notifying.push(&mut self.queues, index);
+        }
         if unused {
             self.list_device(device_index);
         }
@@ -265,4 +241,24 @@ impl Shard<'_> {
             self.notifying = list;
         }
     }
+}
+
+/// Who a slice of an image goes to. A flush looks at one placement group at each `step`.
+//= spec/placement.md#PLC-6
+#[inline]
+fn route(map: &PgMap<'_>, image: ImageId, backing: &Backing, step: u32, slice: &Slice) -> Route {
+    let (cluster, pool, inode) = match *backing {
+        Backing::Store => return Route::To(Target::Store(image), 0),
+        Backing::Cluster { cluster, pool, inode } => (cluster, pool, inode),
+    };
+    let pg = match slice.kind {
+        OpKind::Sync => PgNum(step + 1),
+        _ => map.pool(pool).map_or(PgNum(0), |pool| pool.pg(slice.offset)),
+    };
+    let Some(osd) = map.primary(pool, pg) else { return Route::Nowhere };
+    let earlier = |pg| map.primary(pool, PgNum(pg)) == Some(osd);
+    if slice.kind == OpKind::Sync && (1..pg.0).any(earlier) {
+        return Route::Covered;
+    }
+    Route::To(Target::Osd(cluster, osd), inode)
 }

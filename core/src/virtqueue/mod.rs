@@ -8,6 +8,7 @@ pub use chain::{Chain, ChainFault};
 pub use split::{Rings, SplitRing};
 
 use crate::memory::OutOfRegion;
+use crate::planted::{Fault, planted};
 
 /// What a ring needs to give a chain back. Opaque: its meaning is the ring format's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,8 @@ impl From<OutOfRegion> for QueueFault {
 //= spec/virtqueue.md#VQ-14
 #[must_use]
 #[inline]
-pub const fn passes_event(event: u16, new: u16, old: u16) -> bool {
+pub fn passes_event(event: u16, new: u16, old: u16) -> bool {
+    let event = event.wrapping_add(planted(Fault::EventOffByOne).into());
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 

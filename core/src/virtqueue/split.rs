@@ -12,6 +12,7 @@ use super::layout::{
 use super::{ChainToken, QueueFault, passes_event};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+use crate::planted::{Fault, planted};
 
 /// Where the three parts of a ring lie, each wholly inside one region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +243,7 @@ impl SplitRing {
             mem.write(region, offset, &U16::ZERO)?;
         }
         mem.full_fence();
-        Ok(self.available(mem)? != 0)
+        Ok(!planted(Fault::NoSecondLook) && self.available(mem)? != 0)
     }
 
     /// Tells the driver that notifications are of no use while the ring is polled. With event

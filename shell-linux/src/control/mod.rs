@@ -10,6 +10,7 @@ mod descriptors;
 mod front;
 mod handler;
 mod look;
+mod messages;
 mod quiet;
 mod remedy;
 mod sys;

@@ -121,7 +121,8 @@ impl Store {
         }
     }
 
-    /// The next operation that has ended.
+    /// The next operation that has ended. Ask until there is none: what waits for room in an
+    /// engine goes on then.
     #[inline]
     pub fn reap(&mut self) -> Option<Reply> {
         match self {

@@ -92,8 +92,9 @@ impl Uring {
             self.waiting.push_back(index);
         }
         // No descriptor says that something has failed before the kernel saw it.
-        let failed = self.failed.pop_back_if(|ended| ended.id == op.id);
-        failed.map(|ended| ended.result)
+        let failed = self.failed.back().filter(|ended| ended.id == op.id)?.result;
+        self.failed.pop_back();
+        Some(failed)
     }
 
     /// Hands everything over that has been pushed.
@@ -120,8 +121,8 @@ impl Uring {
             }
             let Some((index, result)) = self.completion() else {
                 // What could not be handed over, or goes on after a partial result.
-                self.kick();
                 self.let_in();
+                self.kick();
                 return None;
             };
             if let Some(ended) = self.take_in(index, result) {

@@ -144,7 +144,7 @@ impl Work {
     /// Whether the guest's memory is nothing for direct I/O.
     #[inline]
     pub(super) fn wants_detour(&self, ground: &Ground) -> bool {
-        self.stage == Stage::Transfer && !self.guest.suits(ground.alignment)
+        self.stage == Stage::Transfer && self.done == 0 && !self.guest.suits(ground.alignment)
     }
 
     /// Goes through other memory from here on; `Some` is its result if that failed.

@@ -1,10 +1,13 @@
 //! `sluice demo`: a disk to try things on, without root, configuration or a virtual machine.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc::channel;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
+use signal_hook::consts::SIGTERM;
 
 use super::{qemu_args, serve_one};
 use crate::size::parse_size;
@@ -18,54 +21,88 @@ pub struct Args {
     /// Size of the disk when it is made
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     size: u64,
+    /// Make another disk, check it for so long with `sluice verify`, remove it and end
+    #[arg(long, value_name = "SECONDS")]
+    verify: Option<u32>,
 }
 
 /// The user's state directory, as the XDG base directory specification has it.
 fn default_dir() -> PathBuf {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::home_dir().map(|home| home.join(".local/state"));
-    state
-        .filter(|dir| dir.is_absolute())
-        .or_else(home)
-        .unwrap_or_else(std::env::temp_dir)
-        .join("sluice/demo")
+    let base = state.filter(|dir| dir.is_absolute()).or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("sluice/demo")
 }
 
-/// Serves the demonstration disk until SIGTERM or SIGINT.
+/// Serves the demonstration disk until SIGTERM or SIGINT, or checks one and ends.
 ///
 /// # Errors
-/// When the image cannot be made, or somebody serves it already.
+/// When the image cannot be made, somebody serves it already, or the check fails.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.dir).with_context(|| format!("making {}", args.dir.display()))?;
+    if let Some(seconds) = args.verify {
+        return verify(args, seconds);
+    }
     let image = args.dir.join("demo.raw");
     let socket = args.dir.join("demo.sock");
     if !image.exists() {
-        let file = File::create_new(&image)
-            .and_then(|file| file.set_len(args.size))
-            .with_context(|| format!("making {}", image.display()));
-        if let Err(error) = file {
-            let _ = std::fs::remove_file(&image);
-            return Err(error);
-        }
+        make(&image, args.size)?;
     }
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
-    serve_one::serve(&serve, || {
-        println!("image   {}", image.display());
-        println!("socket  {}", socket.display());
-        println!();
-        println!("Try it from another terminal, no virtual machine needed:");
-        println!("  sluice verify --socket-path {} --seconds 5 --yes", socket.display());
-        println!(
-            "  sluice bench --socket-path {} --rw randread --depth 32 --seconds 5",
-            socket.display()
-        );
-        println!();
-        println!("Or give it to a guest:");
-        println!("  qemu-system-x86_64 \\");
-        for line in qemu_args::lines(&socket, "1G", 1) {
-            println!("    {line}");
-        }
-        println!();
-        println!("Ctrl-C ends it; the image stays.");
-    })
+    serve_one::serve(&serve, || introduce(&image, &socket))
+}
+
+fn make(image: &Path, size: u64) -> anyhow::Result<()> {
+    let made = File::create_new(image).and_then(|file| file.set_len(size));
+    made.with_context(|| format!("making {}", image.display()))
+}
+
+/// Serves a disk of its own while another process of this program checks it.
+fn verify(args: &Args, seconds: u32) -> anyhow::Result<()> {
+    let name = format!("verify-{}", std::process::id());
+    let image = args.dir.join(format!("{name}.raw"));
+    let socket = args.dir.join(format!("{name}.sock"));
+    make(&image, args.size)?;
+    let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
+    let (ended, end) = channel();
+    let served = serve_one::serve(&serve, || {
+        println!("checking {} through {}", image.display(), socket.display());
+        std::thread::spawn(move || {
+            let _ = ended.send(check(&socket, seconds));
+            // What ends the daemon for everybody ends it here.
+            let _ = signal_hook::low_level::raise(SIGTERM);
+        });
+    });
+    let removed = std::fs::remove_file(&image);
+    served?;
+    removed.with_context(|| format!("removing {}", image.display()))?;
+    let status = end.recv().context("the check was interrupted")??;
+    ensure!(status.success(), "the check failed: {status}");
+    Ok(())
+}
+
+fn check(socket: &Path, seconds: u32) -> anyhow::Result<ExitStatus> {
+    let this = std::env::current_exe().context("finding this program")?;
+    let mut verify = Command::new(this);
+    verify.arg("verify").arg("--yes").arg("--socket-path").arg(socket);
+    verify.arg("--seconds").arg(seconds.to_string());
+    verify.status().context("starting the check")
+}
+
+fn introduce(image: &Path, socket: &Path) {
+    println!("image   {}", image.display());
+    println!("socket  {}", socket.display());
+    println!();
+    println!("Try it from another terminal, no virtual machine needed:");
+    let path = socket.display();
+    println!("  sluice verify --socket-path {path} --seconds 5 --yes");
+    println!("  sluice bench --socket-path {path} --rw randread --depth 32 --seconds 5");
+    println!();
+    println!("Or give it to a guest:");
+    println!("  qemu-system-x86_64 \\");
+    for line in qemu_args::lines(socket, "1G", 1) {
+        println!("    {line}");
+    }
+    println!();
+    println!("Ctrl-C ends it; the image stays.");
 }

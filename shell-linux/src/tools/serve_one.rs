@@ -5,7 +5,8 @@
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -214,32 +215,43 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
         .map(|(n, (name, socket))| Served { device: DeviceId(n), shard: 0, name, socket })
         .collect();
     let stopped = stop.clone();
+    let line = control_end.line();
     let control = spawn("control", move || {
-        let ends = [control_end];
-        control::run(served, &ends, &stopped, Options::default())?;
-        ends.iter().for_each(|end| end.send(Message::Shutdown));
-        Ok(())
+        control::run(served, &[control_end], &stopped, Options::default())
     })?;
     ready();
     signals.forever().next();
     tracing::info!("stopping");
+    // Requests that were taken end and are given back before front ends see an end.
+    line.send(Message::Shutdown);
+    let patience = Instant::now() + Duration::from_millis(args.shutdown_ms);
+    if !ends_before(&shard, patience) {
+        tracing::warn!("requests are still under way; leaving them");
+    }
     stop.ring();
-    let patience = std::time::Instant::now() + Duration::from_millis(args.shutdown_ms);
-    while !(shard.is_finished() && control.is_finished()) {
-        if std::time::Instant::now() > patience {
-            tracing::warn!("requests are still under way; leaving them");
-            return Ok(());
+    ends_before(&control, Instant::now() + CLOSING);
+    Ok(())
+}
+
+/// How long closing connections may take.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// Waits for a thread; `false` when it goes on.
+fn ends_before(thread: &JoinHandle<()>, patience: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() > patience {
+            return false;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
+    true
 }
 
 /// Starts a thread whose failure is the whole process's: there is no half-dead daemon.
 fn spawn(
     name: &str,
     body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
-) -> anyhow::Result<std::thread::JoinHandle<()>> {
+) -> anyhow::Result<JoinHandle<()>> {
     let guarded = move || {
         if let Err(error) = body() {
             tracing::error!("{error:#}");

@@ -112,11 +112,11 @@ fn by_memory(
     name.ok_or_else(|| ("I11", format!("{op:?} moves nothing")))
 }
 
+/// A chunk, the first byte in it, and how many.
+type Run = (usize, usize, usize);
+
 /// A segment's first and last byte in the guests' memory; what lies between follows from them.
-fn runs(
-    inner: &mut Inner,
-    segment: Segment,
-) -> Result<Vec<(usize, usize, usize)>, (&'static str, String)> {
+fn runs(inner: &mut Inner, segment: Segment) -> Result<Vec<Run>, (&'static str, String)> {
     let outside = |_| ("I07", format!("{segment:?} is not mapped"));
     let len = segment.len as usize;
     let all = inner.locate(segment.region(), segment.offset, len).map_err(outside)?;

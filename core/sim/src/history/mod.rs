@@ -125,7 +125,7 @@ impl History {
         self
     }
 
-    /// A write is about to be sent; its data is what [`fill`](Self::fill) makes.
+    /// A write is about to be sent; its data is what [`Stamp::fill`] makes.
     pub fn write_invoked(&mut self, writer: u32, first: u64, sectors: u32) -> Write {
         self.invoke(Kind::Data, writer, first, sectors)
     }

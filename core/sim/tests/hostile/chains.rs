@@ -79,6 +79,17 @@ fn b55_a_chain_of_too_many_segments_or_bytes_is_refused() {
     assert_eq!(outcome(&mut rig, &chain(134)), (134 * 512 + 1, OK), "what fits");
     assert_eq!(outcome(&mut rig, &chain(135)), (1, IOERR));
     assert_eq!(outcome(&mut rig, &chain(254)), (1, IOERR));
+    // The status byte is looked for to the end, and is not mistaken for another buffer's.
+    for more in [(DATA, 512, R), (WILD, 0, W), (STATUS, 0, R)] {
+        rig.put(DATA, &[NONE; 512]);
+        let mut buffers = chain(140);
+        buffers.push(more);
+        assert_eq!(outcome(&mut rig, &buffers), (1, IOERR));
+        assert_eq!(rig.get(DATA, 512), [NONE; 512], "{more:x?}");
+    }
+    let mut buffers = chain(140);
+    buffers.push((WILD, 1, W));
+    assert_eq!(outcome(&mut rig, &buffers), (0, NONE));
 
     // 4 GiB and more, in memory that is as large as that.
     let mut setup = Setup::default();

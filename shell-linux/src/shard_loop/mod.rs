@@ -1,22 +1,24 @@
 //! The thread of one shard: turns of the core, and what they need of Linux.
 
+mod effects;
+mod inbox;
+mod sleep;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant as Clock};
 
 use rustix::event::epoll;
-use rustix::time::Timespec;
-use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId, QueueId};
-use sluice_core::image::ImageId;
+use sluice_core::device::{ControlReply, DeviceConfig, QueueId};
 use sluice_core::op::{Reply, Target};
-use sluice_core::shard::{Budget, Effect, Granted, Idle, Input, Shard};
+use sluice_core::shard::{Budget, Idle, Input, Shard};
 use sluice_core::time::Instant;
 use sluice_sim::arena::{Arena, Capacity};
 
-use crate::mailbox::{Message, News, ShardEnd};
-use crate::mapping::{Mapping, Mappings};
+use crate::mailbox::ShardEnd;
+use crate::mapping::Mappings;
 use crate::sigbus;
-use crate::store::{Captured, Store};
+use crate::store::Store;
 
 /// How a shard waits for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +199,8 @@ impl Loop<'_> {
         let budget = Budget { chains: CHAINS_PER_TURN, samples: SAMPLES_PER_TURN };
         worked |= self.shard.poll_queues(&self.mem, budget).chains > 0;
         worked |= self.operations();
+        // What has to outlive the daemon does so before anybody hears of it.
+        worked |= self.effects();
         self.shard.publish(&self.mem);
         while let Some(queue) = self.shard.poll_notify() {
             self.notify(queue);
@@ -268,235 +272,9 @@ impl Loop<'_> {
         }
     }
 
-    /// Takes in what the control thread has sent; `true` when it wants an end.
-    fn messages(&mut self) -> bool {
-        let mut shutdown = false;
-        while let Ok(message) = self.end.messages.try_recv() {
-            match message {
-                Message::Control { device, event, mappings, fd, answer } => {
-                    self.served[device.0 as usize].answer = Some(answer);
-                    self.control(device, event, mappings, fd);
-                }
-                Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
-                Message::Shutdown => {
-                    shutdown = true;
-                    self.handle(Input::Shutdown);
-                }
-            }
-            self.effects();
-            self.trace();
-        }
-        shutdown
-    }
-
     fn handle(&mut self, input: Input) {
         // Only cluster updates can be refused, and this shell has none.
         let _ = self.shard.handle(now(), &self.mem, input);
-    }
-
-    /// A front end's message: mappings get their numbers, descriptors their places.
-    fn control(
-        &mut self,
-        device: DeviceId,
-        mut event: ControlEvent,
-        mappings: Vec<Mapping>,
-        fd: Option<OwnedFd>,
-    ) {
-        let ids: Vec<_> = mappings.into_iter().map(|m| self.mem.insert(m)).collect();
-        match &mut event {
-            ControlEvent::SetMemTable(regions) => {
-                for (region, &id) in regions.iter_mut().zip(&ids) {
-                    region.id = id;
-                }
-            }
-            ControlEvent::AddMemRegion(region) => {
-                region.id = *ids.first().expect("a region comes with its mapping");
-            }
-            _ => {}
-        }
-        let place = Place::of(&event);
-        self.handle(Input::Control(device, event));
-        let refused =
-            matches!(self.shard.device(device).pending_reply(), Some(ControlReply::Refused(_)));
-        if refused {
-            ids.into_iter().for_each(|id| self.mem.remove(id));
-        } else if let Some(place) = place {
-            self.place(device, place, fd);
-        }
-    }
-
-    fn place(&mut self, device: DeviceId, place: Place, fd: Option<OwnedFd>) {
-        let queues = &mut self.served[device.0 as usize].queues;
-        let (Place::Kick(index) | Place::Call(index) | Place::Err(index)) = place;
-        let Some(fds) = queues.get_mut(index as usize) else { return };
-        match place {
-            Place::Kick(_) => {
-                if let Some(old) = fds.kick.take() {
-                    let _ = epoll::delete(&self.poller, &old);
-                }
-                if let Some(fd) = &fd {
-                    let data = u64::from(device.0) << 32 | u64::from(index);
-                    if let Err(error) = watch(&self.poller, fd, data) {
-                        tracing::error!(%error, "cannot watch a kick descriptor");
-                    }
-                }
-                fds.kick = fd;
-            }
-            Place::Call(_) => fds.call = fd,
-            Place::Err(_) => fds.err = fd,
-        }
-    }
-
-    fn forget_kick(&mut self, device: DeviceId, index: u16) {
-        let queue = &mut self.served[device.0 as usize].queues[usize::from(index)];
-        if let Some(kick) = queue.kick.take() {
-            let _ = epoll::delete(&self.poller, &kick);
-        }
-    }
-
-    /// Does what the core wants done; `false` when it wants nothing.
-    #[inline]
-    fn effects(&mut self) -> bool {
-        let mut any = false;
-        while let Some(effect) = self.shard.poll_effect() {
-            any = true;
-            self.effect(effect);
-        }
-        any
-    }
-
-    fn effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::Reply(device, reply) => {
-                if let ControlReply::VringBase { index, .. } = reply {
-                    self.forget_kick(device, index);
-                }
-                match self.served[device.0 as usize].answer.take() {
-                    // A control thread that has ended asks for nothing any more.
-                    Some(answer) => drop(answer.send(reply)),
-                    None => self.end.tell(News::Late(device, reply)),
-                }
-            }
-            Effect::Unmap(region) => self.mem.remove(region),
-            Effect::Capture(image) => self.capture(image),
-            Effect::Release(image) => self.served[image.0 as usize].store.release(),
-            Effect::QueueBroken(QueueId { device, index }, fault) => {
-                tracing::warn!(
-                    device = device.0,
-                    queue = index,
-                    ?fault,
-                    "the guest broke its queue; it is served no more until it is set up anew"
-                );
-                let queue = &self.served[device.0 as usize].queues[usize::from(index)];
-                if let Some(err) = &queue.err {
-                    signal(err);
-                }
-            }
-            Effect::Evict(device) => self.end.tell(News::Evict(device)),
-            Effect::Left(device) => {
-                for index in 0..self.served[device.0 as usize].queues.len() {
-                    self.forget_kick(device, u16::try_from(index).unwrap_or(u16::MAX));
-                    self.served[device.0 as usize].queues[index] = QueueFds::default();
-                }
-                self.end.tell(News::Left(device));
-            }
-            Effect::Poisoned(image) => {
-                if let Err(error) = self.served[image.0 as usize].store.poison() {
-                    tracing::error!(%error, "cannot mark the image as damaged");
-                }
-            }
-        }
-    }
-
-    //= spec/lifecycle.md#LIF-11
-    fn capture(&mut self, image: ImageId) {
-        let served = &mut self.served[image.0 as usize];
-        match served.store.capture() {
-            Captured::Yes => {
-                served.refused = false;
-                self.handle(Input::Capture(image, Granted::Yes));
-            }
-            refusal => {
-                if !core::mem::replace(&mut served.refused, true) {
-                    tracing::warn!(image = image.0, "I/O waits: {refusal}");
-                }
-                self.capture_due = Some(Clock::now() + CAPTURE_RETRY);
-            }
-        }
-    }
-
-    fn retry_captures(&mut self) {
-        if self.capture_due.is_none_or(|due| Clock::now() < due) {
-            return;
-        }
-        self.capture_due = None;
-        for index in 0..self.served.len() {
-            if self.served[index].refused {
-                self.capture(ImageId(u32::try_from(index).unwrap_or(u32::MAX)));
-            }
-        }
-    }
-
-    #[cold]
-    fn find_lost_memory(&mut self) {
-        let lost: Vec<_> = self.mem.iter().filter(|(_, m)| m.is_lost()).map(|(id, _)| id).collect();
-        for region in lost {
-            tracing::error!("a front end took its guest's memory back; its disk is cut off");
-            self.handle(Input::MemoryLost(region));
-        }
-    }
-
-    fn trace(&mut self) {
-        while let Some(event) = self.shard.poll_trace() {
-            tracing::debug!(?event);
-        }
-    }
-
-    /// Sleeps until a driver, the control thread or a store has something.
-    fn sleep(&mut self) -> anyhow::Result<()> {
-        let left = self.capture_due.map(|due| due.saturating_duration_since(Clock::now()));
-        let timeout = left.map(Timespec::try_from).transpose()?;
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 64];
-        let count = match epoll::wait(&self.poller, &mut events, timeout.as_ref()) {
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        for event in &events[..count] {
-            match event.data.u64() {
-                MAILBOX => self.end.bell.clear(),
-                STORE => {}
-                queue => {
-                    #[expect(clippy::cast_possible_truncation, reason = "packed by place")]
-                    let (device, index) = (DeviceId((queue >> 32) as u32), queue as u16);
-                    self.shard.handle_kick(&self.mem, QueueId { device, index });
-                }
-            }
-        }
-        self.retry_captures();
-        Ok(())
-    }
-}
-
-/// Which descriptor of a queue a message is about.
-#[derive(Clone, Copy)]
-enum Place {
-    Kick(u32),
-    Call(u32),
-    Err(u32),
-}
-
-impl Place {
-    fn of(event: &ControlEvent) -> Option<Self> {
-        match *event {
-            ControlEvent::SetVringKick { index } => Some(Self::Kick(index)),
-            ControlEvent::SetVringCall { index } => Some(Self::Call(index)),
-            ControlEvent::SetVringErr { index } => Some(Self::Err(index)),
-            _ => None,
-        }
     }
 }
 

@@ -1,0 +1,77 @@
+//! Faults that can be planted, to prove that the simulator sees them.
+//!
+//! Only a build with `--cfg sluice_planted` has the switch; in every other one [`planted`] is
+//! `false` at compile time and nothing of this is left.
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A mistake that somebody could make in one line.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Fault {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+faults! {
+    /// The driver's wish is read without a fence behind the used index.
+    NoFence,
+    /// The event index is compared one too far.
+    EventOffByOne,
+    /// Only the first sector is checked against the capacity, not the sum.
+    SumUnchecked,
+    /// A head that was given back stays in flight.
+    HeadKept,
+    /// A stop is answered while requests are under way.
+    EarlyStop,
+    /// The status byte is not counted in the used length.
+    UsedLength,
+    /// Objects are not looked at when parts are cut.
+    ObjectCrossed,
+    /// A flush is answered without a sync.
+    FlushSkipped,
+    /// Regions are unmapped while requests use them.
+    EarlyUnmap,
+    /// The ring is not looked at again after it was armed.
+    NoSecondLook,
+    /// Requests do not wait for the image.
+    CaptureSkipped,
+    /// A discard is carried out on a read-only image.
+    ReadOnlyDiscard,
+    /// A part's failure is forgotten.
+    FailureForgotten,
+    /// A request that is refused is not given back.
+    RefusedLost,
+    /// A front end that has gone still gets its results.
+    PublishedAfterGone,
+    /// Only the first range of a discard is checked.
+    RangeUnchecked,
+}
+
+#[cfg(sluice_planted)]
+static CHOSEN: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(usize::MAX);
+
+/// Plants one fault, or none, in every shard of the process.
+#[cfg(sluice_planted)]
+pub fn plant(fault: Option<Fault>) {
+    let chosen = fault.map_or(usize::MAX, |fault| fault as usize);
+    CHOSEN.store(chosen, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether this fault is planted.
+#[inline(always)]
+#[cfg_attr(not(sluice_planted), allow(clippy::missing_const_for_fn))]
+pub(crate) fn planted(fault: Fault) -> bool {
+    #[cfg(sluice_planted)]
+    return CHOSEN.load(core::sync::atomic::Ordering::Relaxed) == fault as usize;
+    #[cfg(not(sluice_planted))]
+    {
+        let _ = fault;
+        false
+    }
+}

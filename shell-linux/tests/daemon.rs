@@ -1,0 +1,145 @@
+//! `sluice serve-one` as a process: how it starts, what its neighbours notice, how it ends.
+
+#[path = "support/disk.rs"]
+mod disk;
+
+use std::fs::{File, OpenOptions, read_dir, read_link};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use disk::{Disk, SLUICE, run};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
+use sluice_core::blk::BlkFeatures;
+use sluice_linux::frontend::{Connection, GUEST, GuestMemory, Queue, REGION};
+use sluice_sim::driver::Layout;
+use tempfile::TempDir;
+
+fn end(disk: &mut Disk) -> ExitStatus {
+    let pid = Pid::from_child(&disk.daemon);
+    kill_process(pid, Signal::TERM).unwrap();
+    disk.daemon.wait().unwrap()
+}
+
+/// The memory that this process shares as a guest's, by another descriptor.
+fn shared_file() -> File {
+    let fds = read_dir("/proc/self/fd").unwrap().flatten();
+    let guest = fds
+        .map(|entry| entry.path())
+        .find(|path| read_link(path).is_ok_and(|to| to.to_string_lossy().contains("sluice-guest")));
+    OpenOptions::new().write(true).open(guest.unwrap()).unwrap()
+}
+
+//= spec/lifecycle.md#LIF-15
+#[test]
+fn b39_a_guest_that_loses_its_memory_loses_its_disk_and_nobody_else_does() {
+    for poll in ["event", "busy"] {
+        let args = ["--blk-memory", "32M", "--count", "2", "--poll", poll];
+        let mut disk = Disk::serve_at("disk.sock1", &args);
+        let first = disk.socket().with_extension("sock0");
+        let connection = Connection::open(&first, BlkFeatures::empty()).unwrap();
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        let mem = memory.map().unwrap();
+        let layout = Layout::new(REGION, GUEST, 0, 16, 0);
+        let queue = Queue::new(&mem, 0, layout, true).unwrap();
+        connection.share(&memory).unwrap();
+        connection.start(&memory, &queue, 0).unwrap();
+        // From here on nobody may touch the memory, this process included.
+        shared_file().set_len(0).unwrap();
+        queue.kick();
+        assert!(connection.wait_closed(Duration::from_secs(30)), "{poll}: still served");
+        drop((connection, mem));
+        for socket in ["sock1", "sock0"] {
+            let socket = disk.socket().with_extension(socket);
+            let (output, report) = run(&socket, "verify", &["--requests", "500"]);
+            assert_eq!(report["verdict"], "PASS", "{poll} {socket:?} {output:?}");
+        }
+        assert_eq!(end(&mut disk).code(), Some(0));
+    }
+}
+
+#[test]
+fn it_ends_cleanly_and_takes_its_socket_along() {
+    for poll in ["busy", "adaptive", "event"] {
+        let mut disk = Disk::serve(&["--blk-null", "1M", "--poll", poll]);
+        assert_eq!(end(&mut disk).code(), Some(0), "{poll}");
+        assert!(!disk.socket().exists());
+    }
+}
+
+#[test]
+fn it_ends_under_load() {
+    let mut disk = Disk::serve(&["--blk-memory", "32M", "--poll", "busy"]);
+    let socket = disk.socket();
+    let load = std::thread::spawn(move || run(&socket, "bench", &["--seconds", "20"]));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(end(&mut disk).code(), Some(0));
+    let (output, _) = load.join().unwrap();
+    assert!(!output.status.success(), "its disk went away");
+}
+
+#[test]
+fn it_says_what_it_can_do() {
+    let output = Command::new(SLUICE).args(["serve-one", "--print-capabilities"]).output().unwrap();
+    assert!(output.status.success());
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["type"], "block");
+    assert_eq!(said["features"], serde_json::json!(["read-only", "blk-file"]));
+}
+
+#[test]
+fn it_takes_over_a_listening_socket() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("inherited.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    fcntl_setfd(&listener, FdFlags::empty()).unwrap();
+    let mut daemon = Command::new(SLUICE)
+        .args(["serve-one", "--blk-memory", "32M", "--fd"])
+        .arg(listener.as_raw_fd().to_string())
+        .spawn()
+        .unwrap();
+    drop(listener);
+    let (output, report) = run(&socket, "verify", &["--requests", "500"]);
+    assert_eq!(report["verdict"], "PASS", "{output:?}");
+    kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    assert!(socket.exists(), "it is its owner's to remove");
+}
+
+#[test]
+fn wrong_use_is_refused_with_a_reason() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("disk.sock");
+    let socket = socket.to_str().unwrap();
+    let cases: [(&[&str], &str); 6] = [
+        (&["--socket-path", socket], "--blk-file"),
+        (&["--socket-path", socket, "--blk-null", "12Q"], "12Q"),
+        (&["--socket-path", socket, "--blk-file", "/nonexistent/disk.raw"], "/nonexistent"),
+        (&["--socket-path", "/nonexistent/s.sock", "--blk-null", "1M"], "/nonexistent"),
+        (&["--socket-path", socket, "--blk-null", "1M", "--queues", "129"], "128"),
+        (&["--fd", "99", "--blk-null", "1M"], "99"),
+    ];
+    for (args, reason) in cases {
+        let output = Command::new(SLUICE).arg("serve-one").args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?} {said}");
+        assert!(said.contains(reason), "{args:?} {said}");
+    }
+}
+
+#[test]
+fn the_demonstration_checks_itself() {
+    let directory = TempDir::new().unwrap();
+    let before = Instant::now();
+    let output = Command::new(SLUICE)
+        .args(["demo", "--size", "64M", "--verify", "1", "--dir"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("PASS"), "{said}");
+    assert!(before.elapsed() >= Duration::from_secs(1), "it did check");
+    assert_eq!(read_dir(directory.path()).unwrap().count(), 0, "nothing is left");
+}
