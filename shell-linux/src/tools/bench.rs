@@ -19,6 +19,7 @@ use sluice_sim::history::{SECTOR, Stamp};
 use super::consent;
 use super::guest::{Guest, Target, Wish, connect, parse_seconds};
 use super::load::{Found, Load, Watch};
+use super::report::{Report, bytes};
 use crate::frontend::{Queue, REGION, Waker};
 use crate::mapping::Mappings;
 use crate::{cpu, size};
@@ -80,7 +81,7 @@ pub struct Args {
 /// What the requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Rw {
+pub(super) enum Rw {
     Read,
     Write,
     Randread,
@@ -100,30 +101,9 @@ impl Rw {
 /// How completions are noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Wait {
+pub(super) enum Wait {
     Poll,
     Event,
-}
-
-/// What is printed.
-#[derive(Debug, Serialize)]
-struct Report {
-    rw: Rw,
-    bs: u64,
-    depth: u16,
-    queues: u16,
-    wait: Wait,
-    seconds: f64,
-    iops: f64,
-    bytes_per_s: f64,
-    mean_us: f64,
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
-    max_us: f64,
-    errors: u64,
-    /// Share of the time in which the threads were ready to run and had no CPU.
-    wait_share: f64,
 }
 
 /// First sectors in the table; 128 KiB of it stay in the second-level cache.
@@ -167,7 +147,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
-        print(&report);
+        report.print();
     }
     Ok(if found.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -309,32 +289,6 @@ fn report(args: &Args, found: &Found, waited_ns: u64) -> Report {
         errors: found.errors,
         wait_share: waited_ns as f64 / 1e9 / seconds / f64::from(args.queues),
     }
-}
-
-fn print(report: &Report) {
-    println!("{:>12.0} IOPS    {}/s", report.iops, bytes(report.bytes_per_s));
-    println!(
-        "{:>12.2} us mean    {:.2} p50    {:.2} p99    {:.2} p99.9    {:.2} max",
-        report.mean_us, report.p50_us, report.p99_us, report.p999_us, report.max_us
-    );
-    if report.errors > 0 {
-        println!("{:>12} errors", report.errors);
-    }
-    if report.wait_share > 0.1 {
-        println!(
-            "{:>11.0}% of the time without a CPU: this load was throttled",
-            100.0 * report.wait_share
-        );
-    }
-}
-
-fn bytes(count: f64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut count, mut unit) = (count, 0);
-    while count >= 1024.0 && unit + 1 < UNITS.len() {
-        (count, unit) = (count / 1024.0, unit + 1);
-    }
-    format!("{count:.1} {}", UNITS[unit])
 }
 
 fn progress(args: &Args) -> ProgressBar {

@@ -1,53 +1,19 @@
 //! One queue of a verifying guest: every answer is checked.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use core::sync::atomic::Ordering;
 
 use anyhow::{Context, bail, ensure};
-use serde::Serialize;
 use sluice_core::blk::request::{RANGE_UNMAP, RangeWire};
 use sluice_core::memory::Segment;
 use sluice_sim::driver::{Buffer, Completion, Kind, RequestSpec, STATUS_UNTOUCHED};
-use sluice_sim::history::{Content, Flush, History, Read, SECTOR, Stamp, Write};
+use sluice_sim::history::{Content, Flush, Read, SECTOR, Stamp, Write};
 use sluice_sim::prng::Prng;
 use zerocopy::byteorder::little_endian::{U32, U64};
 
 use super::plan::{Area, Plan, What};
+use super::shared::{Shared, Tally};
 use crate::frontend::{GUEST, Queue, REGION};
 use crate::mapping::Mappings;
-
-/// Violations that are kept; one is enough to fail.
-const VIOLATIONS_MAX: usize = 16;
-
-/// What the queues have in common.
-#[derive(Debug)]
-pub(super) struct Shared {
-    history: Mutex<History>,
-    violations: Mutex<Vec<String>>,
-    /// Requests that may still be sent.
-    budget: AtomicU64,
-    /// Requests that came back.
-    pub(super) done: AtomicU64,
-    /// No more requests.
-    pub(super) stop: AtomicBool,
-    /// The device is gone, or does not answer.
-    pub(super) abort: AtomicBool,
-}
-
-/// What was done.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Tally {
-    pub(super) reads: u64,
-    pub(super) writes: u64,
-    pub(super) zeroes: u64,
-    pub(super) discards: u64,
-    pub(super) flushes: u64,
-    pub(super) bytes: u64,
-    /// Requests that the device failed.
-    pub(super) errors: u64,
-    /// Completions that were slept for.
-    pub(super) interrupts: u64,
-}
 
 #[derive(Debug)]
 enum Ticket {
@@ -81,48 +47,6 @@ pub(super) struct Checked<'a> {
     payload: Vec<u8>,
     contents: Vec<Content>,
     pub(super) tally: Tally,
-}
-
-impl Shared {
-    pub(super) fn new(history: History, budget: u64) -> Self {
-        Self {
-            history: Mutex::new(history),
-            violations: Mutex::default(),
-            budget: AtomicU64::new(budget),
-            done: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-            abort: AtomicBool::new(false),
-        }
-    }
-
-    fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn violated(&self, what: String) {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = self.violations.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() < VIOLATIONS_MAX {
-            all.push(what);
-        }
-    }
-
-    pub(super) fn has_violations(&self) -> bool {
-        !self.violations.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    pub(super) fn into_violations(self) -> Vec<String> {
-        self.violations.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes one request off the budget.
-    fn may_send(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
-            && self
-                .budget
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-                .is_ok()
-    }
 }
 
 impl<'a> Checked<'a> {
@@ -330,38 +254,6 @@ impl<'a> Checked<'a> {
         }
         self.free.push(slot);
         Ok(())
-    }
-}
-
-impl Tally {
-    fn count(&mut self, what: What, bytes: u64, good: bool) {
-        *match what {
-            What::Read => &mut self.reads,
-            What::Write => &mut self.writes,
-            What::Zero => &mut self.zeroes,
-            What::Discard => &mut self.discards,
-            What::Flush => &mut self.flushes,
-        } += 1;
-        if matches!(what, What::Read | What::Write) {
-            self.bytes += bytes;
-        }
-        self.errors += u64::from(!good);
-    }
-
-    /// Adds another queue's.
-    pub(super) fn add(&mut self, other: &Self) {
-        self.reads += other.reads;
-        self.writes += other.writes;
-        self.zeroes += other.zeroes;
-        self.discards += other.discards;
-        self.flushes += other.flushes;
-        self.bytes += other.bytes;
-        self.errors += other.errors;
-        self.interrupts += other.interrupts;
-    }
-
-    pub(super) const fn requests(&self) -> u64 {
-        self.reads + self.writes + self.zeroes + self.discards + self.flushes
     }
 }
 

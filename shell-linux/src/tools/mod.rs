@@ -5,6 +5,8 @@ mod consent;
 mod guest;
 mod load;
 mod plan;
+mod report;
+mod shared;
 pub mod bench;
 pub mod demo;
 pub mod image;

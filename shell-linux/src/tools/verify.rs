@@ -15,10 +15,11 @@ use sluice_core::blk::BlkFeatures;
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_sim::history::{History, Initial};
 
-use super::checked::{Checked, Shared, Tally};
+use super::checked::Checked;
 use super::consent;
 use super::guest::{Guest, Target, Wish, connect, parse_seconds};
 use super::plan::{self, Area, SEGMENTS_MAX};
+use super::shared::{Shared, Tally};
 use crate::frontend::{Connection, Queue, Waker};
 use crate::size::parse_size;
 

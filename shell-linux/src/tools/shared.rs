@@ -1,0 +1,116 @@
+//! What the queues of a verifying guest have in common, and what they did.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use sluice_sim::history::History;
+
+use super::plan::What;
+
+/// Violations that are kept; one is enough to fail.
+const VIOLATIONS_MAX: usize = 16;
+
+/// What the queues have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    history: Mutex<History>,
+    violations: Mutex<Vec<String>>,
+    /// Requests that may still be sent.
+    budget: AtomicU64,
+    /// Requests that came back.
+    pub(super) done: AtomicU64,
+    /// No more requests.
+    pub(super) stop: AtomicBool,
+    /// The device is gone, or does not answer.
+    pub(super) abort: AtomicBool,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Tally {
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+    pub(super) zeroes: u64,
+    pub(super) discards: u64,
+    pub(super) flushes: u64,
+    pub(super) bytes: u64,
+    /// Requests that the device failed.
+    pub(super) errors: u64,
+    /// Completions that were slept for.
+    pub(super) interrupts: u64,
+}
+
+impl Shared {
+    pub(super) fn new(history: History, budget: u64) -> Self {
+        Self {
+            history: Mutex::new(history),
+            violations: Mutex::default(),
+            budget: AtomicU64::new(budget),
+            done: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            abort: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn violated(&self, what: String) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = self.violations.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < VIOLATIONS_MAX {
+            all.push(what);
+        }
+    }
+
+    pub(super) fn has_violations(&self) -> bool {
+        !self.violations.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    pub(super) fn into_violations(self) -> Vec<String> {
+        self.violations.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one request off the budget.
+    pub(super) fn may_send(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+            && self
+                .budget
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+    }
+}
+
+impl Tally {
+    pub(super) fn count(&mut self, what: What, bytes: u64, good: bool) {
+        *match what {
+            What::Read => &mut self.reads,
+            What::Write => &mut self.writes,
+            What::Zero => &mut self.zeroes,
+            What::Discard => &mut self.discards,
+            What::Flush => &mut self.flushes,
+        } += 1;
+        if matches!(what, What::Read | What::Write) {
+            self.bytes += bytes;
+        }
+        self.errors += u64::from(!good);
+    }
+
+    /// Adds another queue's.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.zeroes += other.zeroes;
+        self.discards += other.discards;
+        self.flushes += other.flushes;
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.interrupts += other.interrupts;
+    }
+
+    pub(super) const fn requests(&self) -> u64 {
+        self.reads + self.writes + self.zeroes + self.discards + self.flushes
+    }
+}
