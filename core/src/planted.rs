@@ -41,8 +41,8 @@ faults! {
     NoSecondLook,
     /// Requests do not wait for the image.
     CaptureSkipped,
-    /// A discard is carried out on a read-only image.
-    ReadOnlyDiscard,
+    /// A read-only image is written to.
+    ReadOnlyWritten,
     /// A part's failure is forgotten.
     FailureForgotten,
     /// A request that is refused is not given back.

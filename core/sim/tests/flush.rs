@@ -33,13 +33,8 @@ fn a_flush_asks_again_when_a_group_moves_before_all_are_asked() {
     let image = ImageConfig { backing, ..Setup::default().image };
     let (mut arena, mem) = (arena(4), memory());
     let mut rig = Rig::new(&mut arena, &mem, Setup { image, ..Setup::default() });
-    let pool = PoolConfig {
-        id: POOL,
-        block_bytes: 4096,
-        data_chunks: 1,
-        pg_stripe_bytes: 0,
-        pg_count: 3,
-    };
+    let pool =
+        PoolConfig { id: POOL, block_bytes: 4096, data_chunks: 1, pg_stripe_bytes: 0, pg_count: 3 };
     update(&mut rig, 1, Update::Pool(pool));
     primary(&mut rig, 2, 1, Some(1));
     primary(&mut rig, 3, 3, Some(3));

@@ -287,7 +287,8 @@ fn check_sectors(limits: &Limits, sector: u64, count: u64) -> Result<(), Status>
 //= spec/blk.md#BLK-6
 #[inline]
 fn check_writable(limits: &Limits) -> Result<(), Status> {
-    if limits.read_only || limits.poisoned { Err(Status::IoErr) } else { Ok(()) }
+    let read_only = limits.read_only && !planted(Fault::ReadOnlyWritten);
+    if read_only || limits.poisoned { Err(Status::IoErr) } else { Ok(()) }
 }
 
 /// Copies and checks all ranges before any is carried out.
@@ -300,9 +301,7 @@ fn take_ranges(
     allowed_flags: u32,
     ranges: &mut [Range; RANGES_MAX],
 ) -> Result<u8, Status> {
-    if !planted(Fault::ReadOnlyDiscard) {
-        check_writable(limits)?;
-    }
+    check_writable(limits)?;
     let count = bytes / RANGE_BYTES;
     if count == 0 || count > RANGES_MAX as u64 || !bytes.is_multiple_of(RANGE_BYTES) {
         return Err(Status::IoErr);
