@@ -15,9 +15,8 @@ const STEPS: usize = 200;
 /// A sequence of guest stores, polls and replies on one running queue.
 pub fn virtqueue_split(data: &[u8]) {
     let bytes = &mut Bytes::new(data);
-    let mut setup = Setup::default();
-    setup.size = 1 << bytes.below(6);
-    setup.base = bytes.pick(&[0, 1, 0x7fff, 0xfffe]);
+    let (size, base) = (1 << bytes.below(6), bytes.pick(&[0, 1, 0x7fff, 0xfffe]));
+    let mut setup = Setup { size, base, ..Setup::default() };
     setup.features.set(BlkFeatures::EVENT_IDX, bytes.bool());
     let (mut arena, mem) = (rig::arena(8), rig::memory());
     let memory = view(bytes, &mem);
