@@ -19,6 +19,10 @@ const SLOWEST_NS: u64 = 60_000_000_000;
 /// Empty looks at the ring between two looks at the clock.
 const SPINS: u32 = 256;
 
+/// Requests answered at once. Longer batches would make device and load take turns instead of
+/// working side by side.
+const BATCH_MAX: u64 = 8;
+
 /// What threads and the one that watches them share. A line of its own, written once per batch.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -119,7 +123,8 @@ impl Load<'_> {
         let mut spins = 0;
         loop {
             let (mut batch, mut now) = (0, 0);
-            while let Some(done) = self.queue.driver.reap(&self.mem)? {
+            while batch < BATCH_MAX {
+                let Some(done) = self.queue.driver.reap(&self.mem)? else { break };
                 if batch == 0 {
                     now = self.now();
                 }
