@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{
-    ControlEvent, ControlReply, DeviceConfig, DeviceId, QueueId, RegionList, RingAddresses,
+    ControlEvent, ControlReply, DeviceConfig, DeviceId, ProtocolFeatures, QueueId, RegionList,
+    RingAddresses,
 };
 use sluice_core::image::{Backing, ImageConfig, ImageId};
 use sluice_core::limits::QUEUE_SIZE_MAX;
@@ -191,6 +192,7 @@ impl<'a> Rig<'a> {
         let regions = RegionList::from_slice(&self.setup.regions).expect("few regions");
         let addresses = self.addresses();
         let first = [
+            ControlEvent::SetProtocolFeatures(ProtocolFeatures::all().bits()),
             ControlEvent::SetOwner,
             ControlEvent::SetFeatures(self.setup.features.bits()),
             ControlEvent::SetMemTable(regions),

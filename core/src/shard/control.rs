@@ -164,8 +164,7 @@ impl Shard<'_> {
                 return Err(ControlFault::Inflight);
             }
             Some(area) => {
-                let before = u64::from(index) * inflight::queue_bytes(area.size);
-                let offset = area.offset.checked_add(before).ok_or(ControlFault::Inflight)?;
+                let offset = area.offset + inflight::region_bytes(index, area.size);
                 Some(
                     Inflight::start(mem, area.region, offset, size, ring.next_used())
                         .map_err(|_| ControlFault::Inflight)?,

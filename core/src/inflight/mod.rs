@@ -51,10 +51,20 @@ const VERSION: u16 = 1;
 /// Queues start at multiples of this many bytes, so that they do not share cache lines.
 const ALIGN: u64 = 64;
 
+/// A region begins at a multiple of this many bytes of its mapping, so that each of its fields
+/// is stored in one piece.
+pub const ALIGN_MIN: u64 = 8;
+
 /// Bytes that one queue of `size` entries takes in a region.
 #[must_use]
 pub const fn queue_bytes(size: u16) -> u64 {
     (HEADER_BYTES + RECORD_BYTES * size as u64).next_multiple_of(ALIGN)
+}
+
+/// Bytes of a region for so many queues of `size` entries.
+#[must_use]
+pub const fn region_bytes(queues: u16, size: u16) -> u64 {
+    queue_bytes(size) * queues as u64
 }
 
 /// One queue's part of the region.
