@@ -1,6 +1,6 @@
 //! Faults that can be planted, to prove that the simulator sees them.
 //!
-//! Only a build with `--cfg sluice_planted` has the switch; in every other one [`planted`] is
+//! Only a build with `--cfg sluice_planted` has the switch; in every other one `planted` is
 //! `false` at compile time and nothing of this is left.
 
 macro_rules! faults {

@@ -51,7 +51,7 @@ fn request(
 ) {
     let kind = bytes.pick(&[0, 1, 4, 11, 13]);
     let sector = u64::from(bytes.u32()) % (1 << 19);
-    let sectors = 1 + u32::from(bytes.u16());
+    let sectors = 1 + u32::from(bytes.u16()) % 4096;
     rig.header(LOW_GUEST, kind, sector);
     rig.put(LOW_GUEST + 16, &sector.to_le_bytes());
     rig.put(LOW_GUEST + 24, &u64::from(sectors).to_le_bytes());

@@ -18,3 +18,14 @@ pub fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
     rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
     Ok(owned)
 }
+
+/// The processor's cycle counter, where it has one that programs may read.
+#[inline]
+#[must_use]
+pub fn processor_counter() -> Option<u64> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86_64 has the instruction, and it only reads.
+    return Some(unsafe { core::arch::x86_64::_rdtsc() });
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}

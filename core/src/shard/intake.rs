@@ -31,6 +31,17 @@ pub struct Budget {
 pub struct Work {
     /// Chains taken.
     pub chains: u32,
+    /// Queues that broke, some of whose chains may have been taken before.
+    pub broken: u32,
+}
+
+impl Work {
+    /// Whether anything follows from it.
+    #[must_use]
+    #[inline]
+    pub const fn is_some(&self) -> bool {
+        self.chains | self.broken != 0
+    }
 }
 
 /// Whether a shard may sleep.
@@ -64,6 +75,7 @@ impl Shard<'_> {
         if self.stopping {
             return work;
         }
+        let broken = self.counters.broken_queues;
         for _ in 0..budget.samples.min(self.armed.len()) {
             self.sample(mem);
         }
@@ -84,6 +96,7 @@ impl Shard<'_> {
                 Err(fault) => self.break_queue(index, fault),
             }
         }
+        work.broken = u32::try_from(self.counters.broken_queues - broken).unwrap_or(u32::MAX);
         work
     }
 

@@ -100,8 +100,16 @@ pub fn run(disks: Vec<Disk>, options: ShardOptions, end: &ShardEnd) -> anyhow::R
         served.push(Served::new(store, queues));
     }
     watch(&poller, &end.bell, MAILBOX)?;
-    let mut this =
-        Loop { shard, mem: Mappings::default(), served, poller, end, begun: 0, capture_due: None };
+    let mut this = Loop {
+        shard,
+        mem: Mappings::default(),
+        served,
+        poller,
+        end,
+        begun: 0,
+        stirred: false,
+        capture_due: None,
+    };
     this.run(options.poll)
 }
 
@@ -149,6 +157,8 @@ struct Loop<'a> {
     end: &'a ShardEnd,
     /// Operations that all stores together have begun.
     begun: u32,
+    /// Whether the core was told something since it was last asked what follows.
+    stirred: bool,
     /// When a refused capture is tried again.
     capture_due: Option<Clock>,
 }
@@ -197,16 +207,20 @@ impl Loop<'_> {
     fn turn(&mut self) -> bool {
         let mut worked = self.replies();
         let budget = Budget { chains: CHAINS_PER_TURN, samples: SAMPLES_PER_TURN };
-        worked |= self.shard.poll_queues(&self.mem, budget).chains > 0;
+        worked |= self.shard.poll_queues(&self.mem, budget).is_some();
+        if sigbus::any_lost() {
+            self.find_lost_memory();
+        }
+        // Most turns of a shard that polls find nothing, and a request waits for the next one.
+        if !worked && !core::mem::take(&mut self.stirred) {
+            return false;
+        }
         worked |= self.operations();
         // What has to outlive the daemon does so before anybody hears of it.
         worked |= self.effects();
         self.shard.publish(&self.mem);
         while let Some(queue) = self.shard.poll_notify() {
             self.notify(queue);
-        }
-        if sigbus::any_lost() {
-            self.find_lost_memory();
         }
         if self.effects() {
             worked = true;
@@ -273,6 +287,7 @@ impl Loop<'_> {
     }
 
     fn handle(&mut self, input: Input) {
+        self.stirred = true;
         // Only cluster updates can be refused, and this shell has none.
         let _ = self.shard.handle(now(), &self.mem, input);
     }

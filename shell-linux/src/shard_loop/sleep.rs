@@ -29,6 +29,7 @@ impl Loop<'_> {
                 queue => {
                     #[expect(clippy::cast_possible_truncation, reason = "packed by place")]
                     let (device, index) = (DeviceId((queue >> 32) as u32), queue as u16);
+                    self.stirred = true;
                     self.shard.handle_kick(&self.mem, QueueId { device, index });
                 }
             }

@@ -16,6 +16,7 @@ use sluice_core::memory::Segment;
 use sluice_sim::driver::Shape;
 use sluice_sim::history::{SECTOR, Stamp};
 
+use super::clock::Clock;
 use super::consent;
 use super::guest::{Guest, Target, Wish, connect, parse_seconds};
 use super::load::{Found, Load, Watch};
@@ -226,7 +227,7 @@ fn load<'a>(
         sent: vec![0; data.len()].into(),
         data,
         queue,
-        begin: Instant::now(),
+        clock: Clock::new(),
     })
 }
 
@@ -249,13 +250,13 @@ fn one_queue(mut load: Load<'_>, args: &Args) -> anyhow::Result<(Found, u64)> {
     if !load.sleep {
         load.queue.driver.disarm(&load.mem)?;
     }
-    load.begin = Instant::now();
+    let start = load.clock.ns();
     load.fill()?;
-    load.run(ns(args.warm)?)?;
+    load.run(start + ns(args.warm)?)?;
     let waited = cpu_wait_ns();
-    let found = load.run(ns(args.warm + args.seconds)?)?;
+    let found = load.run(start + ns(args.warm + args.seconds)?)?;
     let waited = cpu_wait_ns().saturating_sub(waited);
-    load.drain(ns(args.warm + args.seconds + PATIENCE)?)?;
+    load.drain(start + ns(args.warm + args.seconds + PATIENCE)?)?;
     Ok((found, waited))
 }
 

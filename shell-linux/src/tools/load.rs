@@ -4,12 +4,12 @@
 //! store for each batch of completions, offsets from a table.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use sluice_sim::driver::{Buffer, RequestSpec, Shape};
 
+use super::clock::Clock;
 use crate::frontend::{GUEST, Queue};
 use crate::mapping::Mappings;
 
@@ -47,9 +47,9 @@ pub(super) struct Load<'a> {
     pub(super) next: usize,
     /// The request behind each head of the ring.
     pub(super) slots: Box<[u16]>,
-    /// When each request was sent, in nanoseconds since `begin`.
+    /// When each request was sent, by the clock.
     pub(super) sent: Box<[u64]>,
-    pub(super) begin: Instant,
+    pub(super) clock: Clock,
 }
 
 /// What one stretch of load found.
@@ -81,7 +81,7 @@ impl Found {
 impl Load<'_> {
     #[inline]
     fn now(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.clock.ns()
     }
 
     #[inline]
@@ -112,7 +112,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Keeps the ring full until `end` nanoseconds since the beginning.
+    /// Keeps the ring full until the clock says `end`.
     pub(super) fn run(&mut self, end: u64) -> anyhow::Result<Found> {
         let mut found = Found::new()?;
         let start = self.now();

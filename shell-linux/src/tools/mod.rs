@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod checked;
+mod clock;
 mod consent;
 mod guest;
 mod load;
