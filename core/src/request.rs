@@ -261,7 +261,7 @@ impl<'a> Pieces<'a> {
         };
         let first = usize::from(request.first_segment);
         let segments = &chain[first..first + usize::from(request.segments)];
-        let gone = gone && part.kind == OpKind::Read;
+        let gone = gone && (part.kind == OpKind::Read || planted(Fault::PayloadLost));
         Self { segments, skip: part.skip, len, gone }
     }
 }

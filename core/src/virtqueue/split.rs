@@ -113,7 +113,10 @@ impl SplitRing {
             return Ok(waiting);
         }
         let (region, offset) = self.rings.avail;
-        self.seen_avail = mem.load_acquire_u16(region, offset + AVAIL_IDX)?;
+        self.seen_avail = match planted(Fault::PlainIndex) {
+            false => mem.load_acquire_u16(region, offset + AVAIL_IDX)?,
+            true => mem.read::<U16>(region, offset + AVAIL_IDX)?.get(),
+        };
         let waiting = self.seen_avail.wrapping_sub(self.next_avail);
         if waiting > self.size {
             self.seen_avail = self.next_avail;
@@ -197,7 +200,10 @@ impl SplitRing {
     pub fn publish(&mut self, mem: &impl SharedMemory, count: u16) -> Result<(), OutOfRegion> {
         let (region, offset) = self.rings.used;
         self.next_used = self.next_used.wrapping_add(count);
-        mem.store_release_u16(region, offset + USED_IDX, self.next_used)
+        match planted(Fault::PlainPublish) {
+            false => mem.store_release_u16(region, offset + USED_IDX, self.next_used),
+            true => mem.write(region, offset + USED_IDX, &U16::new(self.next_used)),
+        }
     }
 
     /// Lets a head that was given back come again.
@@ -242,7 +248,9 @@ impl SplitRing {
         } else {
             mem.write(region, offset, &U16::ZERO)?;
         }
-        mem.full_fence();
+        if !planted(Fault::NoFenceAtArm) {
+            mem.full_fence();
+        }
         Ok(!planted(Fault::NoSecondLook) && self.available(mem)? != 0)
     }
 
