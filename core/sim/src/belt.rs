@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig};
 use sluice_core::image::{Backing, ImageConfig};
-use sluice_core::inflight::queue_bytes;
+use sluice_core::inflight::region_bytes;
 use sluice_core::memory::{Region, RegionId};
 use sluice_core::op::Reply;
 use sluice_core::shard::{Budget, Effect, Granted, Input, Shard};
@@ -25,7 +25,7 @@ const SIZE: u16 = 256;
 #[must_use]
 pub fn memory() -> FlatMemory {
     let guest = usize::try_from(MEMORY_BYTES).expect("small");
-    let inflight = usize::try_from(queue_bytes(SIZE)).expect("small");
+    let inflight = usize::try_from(region_bytes(1, SIZE)).expect("small");
     let mem = FlatMemory::new(&[guest, inflight]);
     mem.fill(INFLIGHT, 0, &vec![0; inflight]);
     mem
@@ -70,7 +70,13 @@ impl<'a> Belt<'a> {
         let region = Region { id: RegionId(0), guest: 0, user: 0, size: MEMORY_BYTES };
         let layout = Layout::new(RegionId(0), 0, 0, SIZE, 0);
         let driver = Driver::new(mem, layout, true).expect("memory for the driver");
-        let area = ControlEvent::SetInflight { region: INFLIGHT, offset: 0, queues: 1, size: SIZE };
+        let area = ControlEvent::SetInflight {
+            region: INFLIGHT,
+            offset: 0,
+            len: region_bytes(1, SIZE),
+            queues: 1,
+            size: SIZE,
+        };
         let events = connect(features(true), &[region])
             .chain(inflight.then_some(area))
             .chain(start_queue(0, &layout, &region, 0));
