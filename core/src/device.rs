@@ -230,10 +230,14 @@ pub(crate) const NO_QUEUE: u32 = u32::MAX;
 pub(crate) struct Vring {
     pub(crate) queue: u32,
     pub(crate) base: u16,
+    /// Whether that is where the queue itself stopped for this front end, drained.
+    pub(crate) drained: bool,
     pub(crate) enabled: bool,
 }
 
 impl Vring {
+    const NONE: Self = Self { queue: NO_QUEUE, base: 0, drained: false, enabled: false };
+
     pub(crate) const fn has_queue(&self) -> bool {
         self.queue != NO_QUEUE
     }
@@ -321,8 +325,7 @@ impl Device {
             config,
             phase: Phase::Open,
             map: MemoryMap::new(),
-            vrings: [Vring { queue: NO_QUEUE, base: 0, enabled: false };
-                QUEUES_PER_DEVICE_MAX as usize],
+            vrings: [Vring::NONE; QUEUES_PER_DEVICE_MAX as usize],
             features: BlkFeatures::empty(),
             inflight: None,
             live: 0,
@@ -372,7 +375,7 @@ impl Device {
     /// Forgets the front end.
     pub(crate) fn reset(&mut self) {
         self.phase = Phase::Open;
-        self.vrings.fill(Vring { queue: NO_QUEUE, base: 0, enabled: false });
+        self.vrings.fill(Vring::NONE);
         self.features = BlkFeatures::empty();
         self.inflight = None;
         self.draining = None;

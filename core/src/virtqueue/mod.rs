@@ -7,6 +7,7 @@ pub mod split;
 pub use chain::{Chain, ChainFault};
 pub use split::{Rings, SplitRing};
 
+use crate::inflight::InflightFault;
 use crate::memory::OutOfRegion;
 use crate::planted::{Fault, planted};
 
@@ -27,8 +28,14 @@ pub enum QueueFault {
     HeadInFlight,
     /// A ring no longer lies in mapped memory.
     RingUnmapped,
-    /// The inflight region handed over is not one that this queue can go on from.
-    BadInflight,
+    /// The queue cannot go on from its inflight region.
+    Inflight(InflightFault),
+}
+
+impl From<InflightFault> for QueueFault {
+    fn from(fault: InflightFault) -> Self {
+        Self::Inflight(fault)
+    }
 }
 
 impl From<OutOfRegion> for QueueFault {

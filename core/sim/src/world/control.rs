@@ -94,7 +94,9 @@ impl World<'_> {
         use ControlEvent as E;
         use Message as M;
         let front = &self.fronts[id as usize];
-        let protocol = ProtocolFeatures::all().bits();
+        let mut protocol = ProtocolFeatures::all();
+        protocol.set(ProtocolFeatures::INFLIGHT_SHMFD, front.inflight);
+        let protocol = protocol.bits();
         let event = match message {
             M::Owner => E::SetOwner,
             M::AskFeatures => E::GetFeatures,
