@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use sluice_core::memory::Region;
 use sluice_core::shard::Input;
 
 use super::{Loop, watch};
@@ -12,8 +13,12 @@ use crate::mapping::Mapping;
 
 impl Loop<'_> {
     /// Takes in what the control thread has sent; `true` when it wants an end.
+    #[inline]
     pub(super) fn messages(&mut self) -> bool {
         let mut shutdown = false;
+        if !self.end.bell.has_rung() {
+            return shutdown;
+        }
         while let Ok(message) = self.end.messages.try_recv() {
             match message {
                 Message::Control { device, event, mappings, fd, answer } => {
@@ -47,8 +52,9 @@ impl Loop<'_> {
                     region.id = id;
                 }
             }
-            ControlEvent::AddMemRegion(region) => {
-                region.id = *ids.first().expect("a region comes with its mapping");
+            ControlEvent::AddMemRegion(Region { id, .. })
+            | ControlEvent::SetInflight { region: id, .. } => {
+                *id = *ids.first().expect("a region comes with its mapping");
             }
             _ => {}
         }
