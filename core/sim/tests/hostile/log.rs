@@ -20,7 +20,7 @@ use super::{DATA, FLUSH, GET_ID, HEADER, IN, OUT, R, STATUS, W};
 /// Two logs that a front end lends, with room behind them that is nobody's.
 const LOG: RegionId = RegionId(3);
 const OTHER: RegionId = RegionId(4);
-const LOG_BYTES: u64 = (RING_GUEST + RING_BYTES) / PAGE_BYTES / 8 + 1;
+const LOG_BYTES: u64 = RING_GUEST / PAGE_BYTES / 8 + 1;
 const ROOM: usize = 0x200;
 
 fn memory() -> FlatMemory {
