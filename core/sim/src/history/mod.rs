@@ -16,7 +16,7 @@ mod violation;
 pub use stamp::{Content, SECTOR, Stamp};
 pub use violation::{Violation, Wrong};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use pages::Sectors;
 use sector::{Clock, Illegal, Sector, Value};
@@ -79,6 +79,8 @@ pub struct History {
     image: u64,
     initial: Value,
     power: bool,
+    /// Writes under way by their number, if the device may restart.
+    under_way: Option<BTreeMap<u64, Write>>,
     /// Counts events: each has a time of its own.
     now: u64,
     /// Writes acknowledged before this are durable.
@@ -107,6 +109,7 @@ impl History {
             image,
             initial,
             power: false,
+            under_way: None,
             now: 0,
             durable: 1,
             sequence: 0,
@@ -122,6 +125,13 @@ impl History {
     #[must_use]
     pub fn with_power_losses(mut self) -> Self {
         self.power = true;
+        self
+    }
+
+    /// Keeps what is under way; without it [`restart`](Self::restart) may not be called.
+    #[must_use]
+    pub fn with_restarts(mut self) -> Self {
+        self.under_way = Some(BTreeMap::new());
         self
     }
 
@@ -144,6 +154,9 @@ impl History {
     fn invoke(&mut self, kind: Kind, writer: u32, first: u64, sectors: u32) -> Write {
         self.sequence += 1;
         let write = Write { first, sectors, sequence: self.sequence, writer, kind };
+        if let Some(under_way) = &mut self.under_way {
+            under_way.insert(write.sequence, write);
+        }
         let (now, clock, initial) = (self.tick(), self.clock(), self.initial);
         self.sectors.each(first, sectors.into(), |_, sector| {
             sector.invoke(write.value(), now, &clock, initial);
@@ -175,6 +188,9 @@ impl History {
     }
 
     fn finish(&mut self, write: Write, certain: bool) {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.remove(&write.sequence);
+        }
         let now = self.tick();
         self.sectors.each(write.first, write.sectors.into(), |_, sector| {
             sector.finish(write.value(), now, certain);
@@ -260,6 +276,22 @@ impl History {
         self.power_lost = now;
         for sector in self.sectors.iter_mut() {
             sector.lose_power(now, &clock);
+        }
+    }
+
+    /// The device has died, and its successor does everything again that is under way. What was
+    /// not acknowledged may so take effect twice, with newer writes in between. Everything that
+    /// was acknowledged has to be reported before: that is not done again.
+    ///
+    /// # Panics
+    /// Without [`with_restarts`](Self::with_restarts).
+    pub fn restart(&mut self) {
+        let (now, initial) = (self.tick(), self.initial);
+        let under_way = self.under_way.as_ref().expect("writes under way are kept for restarts");
+        for write in under_way.values() {
+            self.sectors.each(write.first, write.sectors.into(), |_, sector| {
+                sector.repeat(write.value(), now, initial);
+            });
         }
     }
 
