@@ -57,8 +57,9 @@ const CHAINS_PER_TURN: u32 = 128;
 const SAMPLES_PER_TURN: u32 = 2;
 /// Empty turns between two looks at the clock.
 const TURNS_PER_CLOCK: u32 = 16;
-/// How long a capture that was refused is left alone.
-const CAPTURE_RETRY: Duration = Duration::from_millis(100);
+/// How long a capture that was refused is left alone, at first and at most.
+const CAPTURE_RETRY_MIN: Duration = Duration::from_millis(1);
+const CAPTURE_RETRY_MAX: Duration = Duration::from_millis(100);
 /// Queues that one shard serves at once, over all its disks.
 const QUEUES: usize = 1024;
 /// Requests that one shard has under way at once, over all its disks.
@@ -120,8 +121,8 @@ struct Served {
     begun: u32,
     /// Whether the store has operations to hand to the kernel.
     kick: bool,
-    /// Whether the store refused the image at the last try.
-    refused: bool,
+    /// How long it is left alone since the store refused the image.
+    refused: Option<Duration>,
     queues: Vec<QueueFds>,
     /// Who waits for the answer to a control message.
     answer: Option<Sender<ControlReply>>,
@@ -141,7 +142,7 @@ impl Served {
             store,
             begun: 0,
             kick: false,
-            refused: false,
+            refused: None,
             queues: (0..queues).map(|_| QueueFds::default()).collect(),
             answer: None,
         }

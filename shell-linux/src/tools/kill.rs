@@ -6,18 +6,19 @@
 //! again and hands over memory, the record of requests in flight, and rings.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use sluice_sim::prng::Prng;
 use tempfile::TempDir;
 
 use super::guest::Guest;
+use super::shared::Shared;
 use crate::frontend::{Connection, Wires};
 use crate::mapping::Mappings;
 use crate::size::parse_size;
@@ -46,6 +47,10 @@ pub(super) struct Args {
     /// With --kill: let the daemon live for up to so long after it has recovered.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 20, requires = "kills")]
     life_ms: u64,
+
+    /// With --kill: the daemon parks its connection with a keeper, so that none is made anew.
+    #[arg(long, requires = "kills")]
+    parked: bool,
 
     /// More arguments for the daemon, to try the check itself.
     #[arg(
@@ -106,6 +111,7 @@ pub(super) struct Victim {
     command: Vec<String>,
     daemon: Child,
     kills: u32,
+    parked: bool,
     life: Duration,
     prng: Prng,
     found: Kills,
@@ -127,12 +133,16 @@ impl Victim {
         command.extend([queues.to_string(), "--late-us".to_owned(), args.late_us.to_string()]);
         command.extend(["--blk-file".to_owned(), text(&image)]);
         command.extend(["--socket-path".to_owned(), text(&socket(directory.path()))]);
+        if args.parked {
+            command.extend(["--park", "keeper"].map(str::to_owned));
+        }
         command.extend(args.daemon.iter().cloned());
         Ok(Self {
             daemon: start(&command)?,
             directory,
             command,
             kills,
+            parked: args.parked,
             life: Duration::from_millis(args.life_ms),
             prng: Prng::new(seed).fork(),
             found: Kills::default(),
@@ -146,12 +156,12 @@ impl Victim {
     }
 
     /// Kills the daemon as often as it is to be, under a guest's load, or until that is over.
-    /// `done` counts the requests that came back. Says what the last connection is.
+    /// Says what the last connection is, if it is not the first.
     pub(super) fn run(
         &mut self,
         guest: &Guest,
         wires: &[Wires],
-        done: &AtomicU64,
+        shared: &Shared,
         mut tick: impl FnMut(u32) -> bool,
     ) -> anyhow::Result<Option<Connection>> {
         let mem = guest.memory.map()?;
@@ -159,16 +169,25 @@ impl Victim {
         while self.found.kills < self.kills && tick(self.found.kills) {
             std::thread::sleep(self.below(self.life));
             let killed = Instant::now();
-            let before = self.kill(done)?;
-            self.daemon = start(&self.command)?;
+            self.daemon.kill().context("killing the daemon")?;
+            let before = self.restart(wires, &mem, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
                 self.kill_early(guest, wires, &mem)?;
-                self.daemon = start(&self.command)?;
+                self.found.early += 1;
+                self.restart(wires, &mem, shared)?;
             }
-            connection = Some(self.reconnect(guest, wires, &mem)?);
-            while done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
+            if !self.parked
+                || connection.as_ref().unwrap_or(&guest.connection).wait_closed(Duration::ZERO)
+            {
+                connection = Some(self.reconnect(guest, wires, &mem)?);
+            }
+            while shared.done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
+                let current = connection.as_ref().unwrap_or(&guest.connection);
+                if current.wait_closed(LOOK) {
+                    ensure!(!self.is_dead()?, "the daemon ended by itself");
+                    connection = Some(self.reconnect(guest, wires, &mem)?);
+                }
                 ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
-                std::thread::sleep(LOOK);
             }
             self.stalls.push(killed.elapsed());
         }
@@ -177,6 +196,9 @@ impl Victim {
 
     /// Ends the daemon in order, or says why that failed; and what was found.
     pub(super) fn end(mut self, violations: &mut Vec<String>) -> Kills {
+        if !violations.is_empty() {
+            return self.found;
+        }
         violations.extend(self.stop().err().map(|error| format!("{error:#}")));
         self.stalls.sort_unstable();
         let ms = |stall: Option<&Duration>| stall.map_or(0.0, |stall| stall.as_secs_f64() * 1e3);
@@ -197,11 +219,16 @@ impl Victim {
         Duration::from_nanos(self.prng.below(nanos.max(1)))
     }
 
-    /// Kills it and says how many requests had come back when it was dead.
-    fn kill(&mut self, done: &AtomicU64) -> anyhow::Result<u64> {
-        self.daemon.kill().context("killing the daemon")?;
-        self.buried()?;
-        Ok(done.load(Ordering::Relaxed))
+    /// Waits for the end of a daemon that was killed, and starts its successor. Says how many
+    /// requests had come back when it was dead.
+    fn restart(&mut self, wires: &[Wires], mem: &Mappings, shared: &Shared) -> anyhow::Result<u64> {
+        let status = self.daemon.wait().context("waiting for the daemon")?;
+        ensure!(status.code().is_none(), "the daemon ended by itself: {status}");
+        self.found.kills += 1;
+        let done = settle(wires, mem, shared)?;
+        shared.history().restart();
+        self.daemon = start(&self.command)?;
+        Ok(done)
     }
 
     /// Kills it before or while it recovers.
@@ -216,13 +243,13 @@ impl Victim {
             });
             while !self.is_dead()? {
                 // It is to fail in the middle, or be served for a moment.
-                let _ = guest.resume(&self.socket(), wires, mem);
+                if !self.parked {
+                    let _ = guest.resume(&self.socket(), wires, mem);
+                }
                 std::thread::sleep(LOOK);
             }
-            anyhow::Ok(())
-        })?;
-        self.found.early += 1;
-        self.buried()
+            Ok(())
+        })
     }
 
     /// Connects the guest to the daemon that has just been started.
@@ -252,15 +279,25 @@ impl Victim {
     fn is_dead(&mut self) -> anyhow::Result<bool> {
         Ok(self.daemon.try_wait().context("looking at the daemon")?.is_some())
     }
+}
 
-    /// Takes note of a daemon that was killed, and did not end in another way before.
-    fn buried(&mut self) -> anyhow::Result<()> {
-        let status: ExitStatus = self.daemon.wait().context("waiting for the daemon")?;
-        if status.code().is_some() {
-            bail!("the daemon ended by itself: {status}");
+/// Waits until everything that a dead daemon has given back is seen, and says how much that is in
+/// all. It may have died before it could interrupt.
+fn settle(wires: &[Wires], mem: &Mappings, shared: &Shared) -> anyhow::Result<u64> {
+    let mut given = 0_u16;
+    for wires in wires {
+        given = given.wrapping_add(wires.used_index(mem)?);
+    }
+    let begin = Instant::now();
+    loop {
+        let done = shared.done.load(Ordering::Relaxed);
+        // The indices are the low bits of how many came back in each queue.
+        if done & u64::from(u16::MAX) == u64::from(given) || shared.stop.load(Ordering::Relaxed) {
+            return Ok(done);
         }
-        self.found.kills += 1;
-        Ok(())
+        ensure!(begin.elapsed() < PATIENCE, "{given} requests were given back, {done} came");
+        wires.iter().for_each(Wires::interrupt);
+        std::thread::sleep(LOOK);
     }
 }
 

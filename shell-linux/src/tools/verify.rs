@@ -140,7 +140,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let begin = Instant::now();
     // The image's name in the stamps is new in each run: what an earlier one left is foreign.
-    let history = History::new(random()?, Initial::Any);
+    let mut history = History::new(random()?, Initial::Any);
+    if victim.is_some() {
+        history = history.with_restarts();
+    }
     let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX));
     let tally = Mutex::default();
     let done = verify(args, guest, victim.as_mut(), &shared, area, seed, &tally);
@@ -213,7 +216,7 @@ fn verify(
                 progress.tick();
                 !shared.stop.load(Ordering::Relaxed) && !threads.iter().any(|t| t.is_finished())
             };
-            match victim.run(guest, &wires, &shared.done, tick) {
+            match victim.run(guest, &wires, shared, tick) {
                 Ok(connection) => reconnected = connection,
                 Err(error) => shared.violated(format!("{error:#}")),
             }
