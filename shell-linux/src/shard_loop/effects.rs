@@ -6,7 +6,7 @@ use sluice_core::device::{ControlReply, QueueId};
 use sluice_core::image::ImageId;
 use sluice_core::shard::{Effect, Granted, Input};
 
-use super::{CAPTURE_RETRY_MAX, CAPTURE_RETRY_MIN, Loop, QueueFds, signal};
+use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused, signal};
 use crate::mailbox::News;
 use crate::store::Captured;
 
@@ -75,13 +75,14 @@ impl Loop<'_> {
             }
             refusal => {
                 // A predecessor that was killed lets go within milliseconds; that is no news.
-                let wait = served.refused.map_or(CAPTURE_RETRY_MIN, |wait| wait * 2);
-                if wait > CAPTURE_RETRY_MAX && served.refused < Some(CAPTURE_RETRY_MAX) {
+                let now = Clock::now();
+                let refused = served.refused.get_or_insert(Refused { since: now, told: false });
+                let dead = matches!(refusal, Captured::Held { alive: false, .. });
+                let soon = refused.since.elapsed() < if dead { DEATH } else { CAPTURE_RETRY };
+                if !soon && !core::mem::replace(&mut refused.told, true) {
                     tracing::warn!(image = image.0, "I/O waits: {refusal}");
                 }
-                let wait = wait.min(CAPTURE_RETRY_MAX);
-                served.refused = Some(wait);
-                let due = Clock::now() + wait;
+                let due = now + if soon { CAPTURE_RETRY_SOON } else { CAPTURE_RETRY };
                 self.capture_due = Some(self.capture_due.map_or(due, |other| other.min(due)));
             }
         }

@@ -57,9 +57,11 @@ const CHAINS_PER_TURN: u32 = 128;
 const SAMPLES_PER_TURN: u32 = 2;
 /// Empty turns between two looks at the clock.
 const TURNS_PER_CLOCK: u32 = 16;
-/// How long a capture that was refused is left alone, at first and at most.
-const CAPTURE_RETRY_MIN: Duration = Duration::from_millis(1);
-const CAPTURE_RETRY_MAX: Duration = Duration::from_millis(100);
+/// How long a capture that was refused is left alone, and how long if it may end by itself.
+const CAPTURE_RETRY: Duration = Duration::from_millis(100);
+const CAPTURE_RETRY_SOON: Duration = Duration::from_millis(2);
+/// How long the last I/O of a process that was killed may take before it is worth a word.
+const DEATH: Duration = Duration::from_secs(1);
 /// Queues that one shard serves at once, over all its disks.
 const QUEUES: usize = 1024;
 /// Requests that one shard has under way at once, over all its disks.
@@ -121,8 +123,8 @@ struct Served {
     begun: u32,
     /// Whether the store has operations to hand to the kernel.
     kick: bool,
-    /// How long it is left alone since the store refused the image.
-    refused: Option<Duration>,
+    /// Whether the store refused the image at the last try.
+    refused: Option<Refused>,
     queues: Vec<QueueFds>,
     /// Who waits for the answer to a control message.
     answer: Option<Sender<ControlReply>>,
@@ -134,6 +136,13 @@ struct QueueFds {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
+}
+
+/// An image that the store has refused.
+struct Refused {
+    since: Clock,
+    /// Whether the log has it.
+    told: bool,
 }
 
 impl Served {

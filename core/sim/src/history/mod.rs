@@ -19,7 +19,7 @@ pub use violation::{Violation, Wrong};
 use std::collections::{BTreeMap, VecDeque};
 
 use pages::Sectors;
-use sector::{Clock, Illegal, Sector, Value};
+use sector::{Clock, Illegal, NEVER, Sector, Value};
 
 /// What an image holds when its history begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub struct History {
     power: bool,
     /// Writes under way by their number, if the device may restart.
     under_way: Option<BTreeMap<u64, Write>>,
+    /// Writes that a restart found under way, and when they ended.
+    repeated: BTreeMap<u64, u64>,
     /// Counts events: each has a time of its own.
     now: u64,
     /// Writes acknowledged before this are durable.
@@ -110,6 +112,7 @@ impl History {
             initial,
             power: false,
             under_way: None,
+            repeated: BTreeMap::new(),
             now: 0,
             durable: 1,
             sequence: 0,
@@ -190,6 +193,9 @@ impl History {
     fn finish(&mut self, write: Write, certain: bool) {
         if let Some(under_way) = &mut self.under_way {
             under_way.remove(&write.sequence);
+            if let Some(end) = self.repeated.get_mut(&write.sequence) {
+                *end = self.now + 1;
+            }
         }
         let now = self.tick();
         self.sectors.each(write.first, write.sectors.into(), |_, sector| {
@@ -249,6 +255,14 @@ impl History {
         let mut verdict = Ok(());
         self.sectors.each(first, contents.len() as u64, |at, sector| {
             let Some(content) = contents.next() else { return };
+            // Death may stop a write inside a sector. Until it has been repeated, reads that were
+            // sent before its end may see that.
+            if let Content::Torn(stamp, _) = content
+                && (stamp.image, stamp.sector) == (image, at)
+                && self.repeated.get(&stamp.sequence).is_some_and(|&end| read.start < end)
+            {
+                return;
+            }
             let (value, fault) = judge(content, image, at, newest);
             let Err(illegal) = sector.read(value, (read.start, end), learn, initial) else {
                 return;
@@ -287,7 +301,10 @@ impl History {
     /// Without [`with_restarts`](Self::with_restarts).
     pub fn restart(&mut self) {
         let (now, initial) = (self.tick(), self.initial);
+        let horizon = self.clock().horizon;
+        self.repeated.retain(|_, end| *end >= horizon);
         let under_way = self.under_way.as_ref().expect("writes under way are kept for restarts");
+        self.repeated.extend(under_way.keys().map(|&sequence| (sequence, NEVER)));
         for write in under_way.values() {
             self.sectors.each(write.first, write.sectors.into(), |_, sector| {
                 sector.repeat(write.value(), now, initial);

@@ -77,6 +77,22 @@ fn a_restart_repeats_what_is_under_way_and_nothing_else() {
 }
 
 #[test]
+fn a_sector_may_be_torn_by_death_until_the_write_is_repeated() {
+    let mut history = history().with_restarts();
+    let old = written(&mut history);
+    let write = history.write_invoked(1, 8, 1);
+    let mut torn = data(&history, &write, 8);
+    torn[341..].copy_from_slice(&old[341..]);
+    let early = history.read_invoked();
+    assert!(matches!(read(&mut history, &torn), Err(Wrong::Torn { .. })), "nobody has died");
+    history.restart();
+    assert_eq!(read(&mut history, &torn), Ok(()));
+    history.write_done(write);
+    assert_eq!(history.read_done(early, 8, &torn), Ok(()), "it began before that");
+    assert!(matches!(read(&mut history, &torn), Err(Wrong::Torn { .. })));
+}
+
+#[test]
 fn a_repeated_write_is_certain_once_it_is_acknowledged() {
     let mut history = history().with_restarts();
     let write = history.write_invoked(1, 8, 1);
