@@ -18,6 +18,7 @@ use crate::virtqueue::SplitRing;
 //= spec/virtqueue.md#VQ-11
 //= spec/blk.md#BLK-15
 //= spec/inflight.md#INF-5
+#[inline]
 pub(crate) fn publish(
     mem: &impl SharedMemory,
     ring: &mut SplitRing,
@@ -26,9 +27,7 @@ pub(crate) fn publish(
     done: &Fifo<0>,
 ) -> Result<bool, OutOfRegion> {
     let mut count = 0;
-    let mut at = done.first();
-    while let Some(index) = at {
-        let request = &requests[index];
+    for (_, request) in done.iter(requests) {
         // 1. The status byte, into memory that the request holds.
         let status_at = request.status_at;
         if status_at.len != 0 {
@@ -43,7 +42,6 @@ pub(crate) fn publish(
         // 3. Its used entry, which nobody looks at before the index moves.
         ring.write_used(mem, count, request.token, request.used_len())?;
         count += 1;
-        at = done.after(requests, index);
     }
     // 4. The batch's list is whole before the index that it explains.
     if let Some(inflight) = inflight {
@@ -59,16 +57,13 @@ pub(crate) fn publish(
         inflight.settle(mem, ring.next_used())?;
     }
     // 6. The marks, and the heads may come again.
-    let mut at = done.first();
-    while let Some(index) = at {
-        let token = requests[index].token;
+    for (_, request) in done.iter(requests) {
         if let Some(inflight) = inflight {
-            inflight.clear(mem, token)?;
+            inflight.clear(mem, request.token)?;
         }
         if !planted(Fault::HeadKept) {
-            ring.forget(token);
+            ring.forget(request.token);
         }
-        at = done.after(requests, index);
     }
     if planted(Fault::ClearedFirst) {
         ring.publish(mem, count)?;

@@ -51,6 +51,22 @@ faults! {
     PublishedAfterGone,
     /// Only the first range of a discard is checked.
     RangeUnchecked,
+    /// The used index is stored without release: it may be seen before what it covers.
+    PlainPublish,
+    /// The available index is loaded without acquire.
+    PlainIndex,
+    /// Arming puts no fence before the second look.
+    NoFenceAtArm,
+    /// A header is read a second time.
+    HeaderTwice,
+    /// Writes that were taken before a sync failed are sent after it.
+    PoisonIgnored,
+    /// A flush does not begin again when the map changes.
+    SyncsKept,
+    /// Writes of a front end that has gone lose their payload.
+    PayloadLost,
+    /// A late reply is taken for one to the slot's next use.
+    StaleNames,
     /// The mark that a chain is under way is set before its number.
     MarkBeforeCounter,
     /// A fresh inflight area begins at used index 0.

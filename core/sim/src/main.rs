@@ -14,8 +14,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     #[cfg(sluice_planted)]
-    if let ["--planted", seeds] = arguments[..] {
-        return planted::run_all(seeds.parse().unwrap_or(1000));
+    if let ["--planted", seeds, ref names @ ..] = arguments[..] {
+        return planted::run_all(seeds.parse().unwrap_or(1000), names);
     }
     let seeds = match arguments[..] {
         [seed] => seed.parse().map(|seed| (seed, seed + 1, false)).ok(),

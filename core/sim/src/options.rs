@@ -82,13 +82,13 @@ impl Options {
             rate(700, 32),
         ];
         let legal = 1 + prng.skewed(3);
-        let block_bytes = 4096 << prng.below(4);
+        let block_bytes = 4096 << prng.skewed(3);
         let pool = PoolConfig {
             id: PoolId(1),
             block_bytes,
             data_chunks: u32::try_from(prng.pick(&[1, 1, 2, 3])).unwrap_or(1),
             pg_stripe_bytes: u64::from(block_bytes) * prng.below(4),
-            pg_count: u32::try_from(1 + prng.skewed(7)).unwrap_or(1),
+            pg_count: u32::try_from(prng.between(1, 8)).unwrap_or(1),
         };
         let mut images = Vec::new();
         let mut guests = Vec::new();
@@ -123,7 +123,7 @@ impl Options {
         Self {
             images,
             pool,
-            osds: 1 + prng.below(4),
+            osds: prng.between(1, 5),
             guests,
             capacity,
             pace: prng.pick(&[Pace::Sleep, Pace::Sleep, Pace::Spin, Pace::Both]),

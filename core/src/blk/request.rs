@@ -226,6 +226,9 @@ fn request(
 fn take_header(mem: &impl SharedMemory, readable: &mut [Segment]) -> Result<(Header, u16), Status> {
     let fault = |OutOfRegion| Status::IoErr;
     let first = readable[0];
+    if planted(Fault::HeaderTwice) {
+        let _ = mem.read::<u8>(first.region(), first.offset);
+    }
     if first.len == HEADER_BYTES {
         return Ok((mem.read(first.region(), first.offset).map_err(fault)?, 1));
     }

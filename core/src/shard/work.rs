@@ -51,8 +51,7 @@ impl Shard<'_> {
         let index = self.parts.find(id).expect("an operation under way");
         let part = &self.parts[index];
         let request = &self.requests[part.request];
-        let gone = self.devices[self.queues[request.queue].device].phase == Phase::Leaving;
-        Pieces::new(request, part, &self.segments[part.request as usize], gone)
+        Pieces::new(request, part, &self.segments[part.request as usize])
     }
 
     /// Takes in the end of an operation, whose payload has been moved by now.
@@ -124,7 +123,7 @@ impl Shard<'_> {
         };
         // It was taken before a sync failed.
         //= spec/blk.md#BLK-16
-        if config.poisoned && slice.kind != OpKind::Read {
+        if config.poisoned && slice.kind != OpKind::Read && !planted(Fault::PoisonIgnored) {
             request.listed = false;
             request.fail(Status::IoErr);
             if request.is_done() {
@@ -173,7 +172,10 @@ impl Shard<'_> {
         let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
         self.cut.append(&mut self.requests, &mut unplaced);
         for request in self.requests.used_mut() {
-            if request.kind == RequestKind::Flush && !request.cursor.is_done() {
+            if request.kind == RequestKind::Flush
+                && !request.cursor.is_done()
+                && !planted(Fault::SyncsKept)
+            {
                 let config = &self.images[request.image].config;
                 request.cursor = Cursor::steps(sync_holders(&self.map, config));
             }

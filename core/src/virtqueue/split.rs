@@ -169,7 +169,13 @@ impl SplitRing {
             return Ok(self.again.len() as u16);
         }
         let (region, offset) = self.rings.avail;
-        self.seen_avail = mem.load_acquire_u16(region, offset + AVAIL_IDX)?;
+        // The entry that the index will name comes with it, not after it.
+        let entry = u64::from(self.next_avail & (self.size - 1));
+        mem.prefetch(region, offset + AVAIL_RING + 2 * entry);
+        self.seen_avail = match planted(Fault::PlainIndex) {
+            false => mem.load_acquire_u16(region, offset + AVAIL_IDX)?,
+            true => mem.read::<U16>(region, offset + AVAIL_IDX)?.get(),
+        };
         let waiting = self.seen_avail.wrapping_sub(self.next_avail);
         if waiting > self.size {
             self.seen_avail = self.next_avail;
@@ -227,6 +233,16 @@ impl SplitRing {
         mem.prefetch(region, offset + DESC_BYTES * u64::from(index));
     }
 
+    /// Asks for the lines of a chain's first descriptor and of the next used entry.
+    #[inline]
+    pub fn prefetch(&self, mem: &impl SharedMemory, chain: ChainToken) {
+        let (region, offset) = self.rings.desc;
+        mem.prefetch(region, offset + DESC_BYTES * u64::from(chain.0));
+        let (region, offset) = self.rings.used;
+        let entry = u64::from(self.next_used & (self.size - 1));
+        mem.prefetch_write(region, offset + USED_RING + 8 * entry);
+    }
+
     /// Writes the `ahead`-th used entry behind the published index, invisible until
     /// [`publish`](Self::publish).
     ///
@@ -255,7 +271,10 @@ impl SplitRing {
     pub fn publish(&mut self, mem: &impl SharedMemory, count: u16) -> Result<(), OutOfRegion> {
         let (region, offset) = self.rings.used;
         self.next_used = self.next_used.wrapping_add(count);
-        mem.store_release_u16(region, offset + USED_IDX, self.next_used)
+        match planted(Fault::PlainPublish) {
+            false => mem.store_release_u16(region, offset + USED_IDX, self.next_used),
+            true => mem.write(region, offset + USED_IDX, &U16::new(self.next_used)),
+        }
     }
 
     /// Lets a head that was given back come again.
@@ -300,7 +319,9 @@ impl SplitRing {
         } else {
             mem.write(region, offset, &U16::ZERO)?;
         }
-        mem.full_fence();
+        if !planted(Fault::NoFenceAtArm) {
+            mem.full_fence();
+        }
         Ok(!planted(Fault::NoSecondLook) && self.available(mem)? != 0)
     }
 

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use sluice_core::device::{DeviceConfig, DeviceId, QueueId};
 use sluice_core::image::ImageId;
+use sluice_core::op::Reply;
 use sluice_core::placement::{Epoch, Update};
 use sluice_core::shard::{Input, Shard};
 
@@ -127,6 +128,8 @@ struct World<'s> {
     /// What the shard will hear of at its next turn.
     kicks: Vec<QueueId>,
     answers: Vec<Answer>,
+    /// Replies that will come a second time.
+    echoes: Vec<Reply>,
     /// Whether a turn is planned.
     awake: bool,
     /// Whether inputs came since operations were last polled.
@@ -184,6 +187,7 @@ impl<'s> World<'s> {
             ops_sent: 0,
             kicks: Vec::new(),
             answers: Vec::new(),
+            echoes: Vec::new(),
             awake: true,
             stirred: false,
             captured: vec![false; options.images.len()],

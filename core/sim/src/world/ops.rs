@@ -201,6 +201,15 @@ impl World<'_> {
                 self.update(Update::Pool(self.options.pool));
             }
             1..=5 => self.move_group(pg, None),
+            // Two groups change places.
+            6..=9 => {
+                let other = u32::try_from(1 + self.prng.below(self.options.pool.pg_count.into()));
+                let other = other.unwrap_or(1);
+                let at = |pg: u32| self.cluster.primaries[pg as usize - 1];
+                let (one, two) = (at(pg), at(other));
+                self.move_group(pg, two);
+                self.move_group(other, one);
+            }
             _ => {
                 let osd = self.draw_osd();
                 self.move_group(pg, osd);

@@ -72,8 +72,14 @@ impl World<'_> {
                 self.mem.inner().bus.poisoned.insert(image);
             }
             if self.prng.chance(self.options.echoes) {
-                self.shard.handle_reply(&answer.reply);
+                self.echoes.push(answer.reply);
             }
+        }
+        // What comes a second time, at any later time, is a reply to nothing.
+        while !self.echoes.is_empty() && self.prng.chance(500) {
+            let index = self.prng.index(self.echoes.len());
+            let reply = self.echoes.swap_remove(index);
+            self.shard.handle_reply(&reply);
         }
         !answers.is_empty()
     }
@@ -156,8 +162,7 @@ impl World<'_> {
             }
         }
         self.awake = true;
-        let delay =
-            if spins && !busy { 500 + self.prng.skewed(8000) } else { self.prng.skewed(2000) };
+        let delay = if !busy { 500 + self.prng.skewed(8000) } else { self.prng.skewed(2000) };
         self.clock.plan(delay, Event::Turn);
     }
 
