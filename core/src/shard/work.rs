@@ -209,6 +209,7 @@ impl Shard<'_> {
         let device_index = queue.device;
         let device = &mut self.devices[device_index];
         //= spec/lifecycle.md#LIF-13
+        //= spec/inflight.md#INF-8
         let published = match &mut queue.ring {
             _ if count == 0 => Ok(false),
             Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
