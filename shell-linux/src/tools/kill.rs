@@ -17,10 +17,8 @@ use serde::Serialize;
 use sluice_sim::prng::Prng;
 use tempfile::TempDir;
 
-use super::guest::Guest;
+use super::link::{LOOK, Link};
 use super::shared::Shared;
-use crate::frontend::{Connection, Wires};
-use crate::mapping::Mappings;
 use crate::size::parse_size;
 
 /// A daemon to kill, instead of a disk to check.
@@ -76,8 +74,6 @@ const EARLY_PER_MILLE: u64 = 125;
 const EARLY_MAX: Duration = Duration::from_millis(10);
 /// How long a daemon may need to serve its guest.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often it is looked whether something has happened.
-const LOOK: Duration = Duration::from_micros(200);
 
 /// What killing it showed.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -85,8 +81,6 @@ pub(super) struct Kills {
     kills: u32,
     /// Of these, kills before the guest was served again.
     early: u32,
-    /// Times that the front end had to connect anew.
-    reconnects: u32,
     /// From the kill to the next request that came back: half of the time no longer than this,
     /// and the longest. Kills before the guest was served again are no measure.
     stall_ms_median: f64,
@@ -95,10 +89,10 @@ pub(super) struct Kills {
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kills, early, reconnects, stall_ms_median, stall_ms_max } = self;
+        let Self { kills, early, stall_ms_median, stall_ms_max } = self;
         write!(
             f,
-            "{kills} kills, {early} of them during recovery, {reconnects} reconnects; \
+            "{kills} kills, {early} of them during recovery; \
              from kill to next answer {stall_ms_median:.1} ms in the middle, {stall_ms_max:.1} ms at most"
         )
     }
@@ -156,42 +150,34 @@ impl Victim {
     }
 
     /// Kills the daemon as often as it is to be, under a guest's load, or until that is over.
-    /// Says what the last connection is, if it is not the first.
     pub(super) fn run(
         &mut self,
-        guest: &Guest,
-        wires: &[Wires],
+        link: &mut Link<'_>,
         shared: &Shared,
         mut tick: impl FnMut(u32) -> bool,
-    ) -> anyhow::Result<Option<Connection>> {
-        let mem = guest.memory.map()?;
-        let mut connection = None;
+    ) -> anyhow::Result<()> {
         while self.found.kills < self.kills && tick(self.found.kills) {
             std::thread::sleep(self.below(self.life));
             let killed = Instant::now();
             self.daemon.kill().context("killing the daemon")?;
-            let before = self.restart(wires, &mem, shared)?;
+            let before = self.restart(link, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
-                self.kill_early(guest, wires, &mem)?;
+                self.kill_early(link)?;
                 self.found.early += 1;
-                self.restart(wires, &mem, shared)?;
+                self.restart(link, shared)?;
             }
-            if !self.parked
-                || connection.as_ref().unwrap_or(&guest.connection).wait_closed(Duration::ZERO)
-            {
-                connection = Some(self.reconnect(guest, wires, &mem)?);
+            if !self.parked {
+                link.reconnect(|| self.check())?;
             }
             while shared.done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
-                let current = connection.as_ref().unwrap_or(&guest.connection);
-                if current.wait_closed(LOOK) {
-                    ensure!(!self.is_dead()?, "the daemon ended by itself");
-                    connection = Some(self.reconnect(guest, wires, &mem)?);
+                if link.wait_closed(LOOK) {
+                    link.reconnect(|| self.check())?;
                 }
                 ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
             }
             self.stalls.push(killed.elapsed());
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Ends the daemon in order, or says why that failed; and what was found.
@@ -221,18 +207,17 @@ impl Victim {
 
     /// Waits for the end of a daemon that was killed, and starts its successor. Says how many
     /// requests had come back when it was dead.
-    fn restart(&mut self, wires: &[Wires], mem: &Mappings, shared: &Shared) -> anyhow::Result<u64> {
+    fn restart(&mut self, link: &Link<'_>, shared: &Shared) -> anyhow::Result<u64> {
         let status = self.daemon.wait().context("waiting for the daemon")?;
         ensure!(status.code().is_none(), "the daemon ended by itself: {status}");
         self.found.kills += 1;
-        let done = settle(wires, mem, shared)?;
-        shared.history().restart();
+        let done = link.settle(shared)?;
         self.daemon = start(&self.command)?;
         Ok(done)
     }
 
     /// Kills it before or while it recovers.
-    fn kill_early(&mut self, guest: &Guest, wires: &[Wires], mem: &Mappings) -> anyhow::Result<()> {
+    fn kill_early(&mut self, link: &Link<'_>) -> anyhow::Result<()> {
         let delay = self.below(EARLY_MAX);
         let pid = Pid::from_child(&self.daemon);
         let process = pidfd_open(pid, PidfdFlags::empty()).context("the daemon's process")?;
@@ -244,7 +229,7 @@ impl Victim {
             while !self.is_dead()? {
                 // It is to fail in the middle, or be served for a moment.
                 if !self.parked {
-                    let _ = guest.resume(&self.socket(), wires, mem);
+                    link.visit();
                 }
                 std::thread::sleep(LOOK);
             }
@@ -252,52 +237,14 @@ impl Victim {
         })
     }
 
-    /// Connects the guest to the daemon that has just been started.
-    fn reconnect(
-        &mut self,
-        guest: &Guest,
-        wires: &[Wires],
-        mem: &Mappings,
-    ) -> anyhow::Result<Connection> {
-        let begin = Instant::now();
-        loop {
-            let error = match guest.resume(&self.socket(), wires, mem) {
-                Ok(connection) => {
-                    self.found.reconnects += 1;
-                    return Ok(connection);
-                }
-                Err(error) => error,
-            };
-            ensure!(!self.is_dead()?, "the daemon ended by itself");
-            if begin.elapsed() > PATIENCE {
-                return Err(error.context("the guest is not served after a restart"));
-            }
-            std::thread::sleep(LOOK);
-        }
+    /// Whether it still lives, as it should.
+    fn check(&mut self) -> anyhow::Result<()> {
+        ensure!(!self.is_dead()?, "the daemon ended by itself");
+        Ok(())
     }
 
     fn is_dead(&mut self) -> anyhow::Result<bool> {
         Ok(self.daemon.try_wait().context("looking at the daemon")?.is_some())
-    }
-}
-
-/// Waits until everything that a dead daemon has given back is seen, and says how much that is in
-/// all. It may have died before it could interrupt.
-fn settle(wires: &[Wires], mem: &Mappings, shared: &Shared) -> anyhow::Result<u64> {
-    let mut given = 0_u16;
-    for wires in wires {
-        given = given.wrapping_add(wires.used_index(mem)?);
-    }
-    let begin = Instant::now();
-    loop {
-        let done = shared.done.load(Ordering::Relaxed);
-        // The indices are the low bits of how many came back in each queue.
-        if done & u64::from(u16::MAX) == u64::from(given) || shared.stop.load(Ordering::Relaxed) {
-            return Ok(done);
-        }
-        ensure!(begin.elapsed() < PATIENCE, "{given} requests were given back, {done} came");
-        wires.iter().for_each(Wires::interrupt);
-        std::thread::sleep(LOOK);
     }
 }
 

@@ -248,11 +248,14 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Requests that were taken end and are given back before front ends see an end.
     line.send(Message::Shutdown);
     let patience = Instant::now() + Duration::from_millis(args.shutdown_ms);
-    if !ends_before(&shard, patience) {
+    if ends_before(&shard, patience) {
+        stop.ring();
+        ends_before(&control, Instant::now() + CLOSING);
+    } else {
+        // Connections end with the process, when no thread can give anything back any more: a
+        // front end that sees its end may go on elsewhere at once.
         tracing::warn!("requests are still under way; leaving them");
     }
-    stop.ring();
-    ends_before(&control, Instant::now() + CLOSING);
     if let Some(parking) = parking {
         parking.end();
     }
