@@ -60,6 +60,8 @@ pub struct Options {
     pub phase: u64,
     /// Whether queues are tracked in inflight regions.
     pub inflight: bool,
+    /// How often the daemon is killed.
+    pub kills: u64,
 }
 
 impl Options {
@@ -120,6 +122,7 @@ impl Options {
             parts: few(prng, 2, 126),
             groups: 16 * pool.pg_count as usize,
         };
+        let kills = if prng.chance(500) { 0 } else { 1 + prng.skewed(9) };
         Self {
             images,
             pool,
@@ -139,7 +142,8 @@ impl Options {
             capture_max: 1000 << prng.below(12),
             echoes,
             phase: 300_000 << prng.below(4),
-            inflight: prng.chance(300),
+            inflight: prng.chance(if kills > 0 { 850 } else { 300 }),
+            kills,
         }
     }
 }

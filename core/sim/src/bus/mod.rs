@@ -6,6 +6,7 @@
 
 pub mod ram;
 mod judge;
+mod kill;
 pub mod decode;
 pub mod memory;
 pub mod parts;
@@ -32,6 +33,8 @@ pub struct Ring {
     used: Extent,
     event_idx: bool,
     running: bool,
+    /// Whether it ran when the device was killed, and has not been started since.
+    killed: bool,
     /// Whether the device may take new chains.
     pub enabled: bool,
     /// The driver's index, as the driver last set it, and as the device last loaded it.
@@ -92,6 +95,7 @@ impl Bus {
             used,
             event_idx: false,
             running: false,
+            killed: false,
             enabled: false,
             offered: 0,
             acquired: 0,
@@ -105,23 +109,31 @@ impl Bus {
         self.rings.insert(who, ring);
     }
 
-    /// The device is about to be told that a ring runs, at the place where it was stopped.
+    /// The device is about to be told that a ring runs, at the place where it was stopped. It
+    /// will have to notify its driver.
+    //= spec/recovery.md#REC-8
     pub fn start(&mut self, ram: &mut Ram, who: (u32, u16), event_idx: bool, enabled: bool) {
         let Some(ring) = self.rings.get_mut(&who) else { return };
         let size = ring.size;
         (ring.running, ring.enabled, ring.event_idx) = (true, enabled, event_idx);
         ring.acquired = ring.fetched;
-        (ring.ready, ring.overtaken) = (true, 0);
+        (ring.ready, ring.overtaken, ring.owed) = (true, 0, true);
         ram.grant(at(ring.avail, 0, 4), READ);
         ram.grant(at(ring.avail, used_event_offset(size), 2), READ);
         ram.grant(at(ring.used, 0, 4), WRITE);
         ram.grant(at(ring.used, USED_IDX, 2), ONCE);
         ram.grant(at(ring.used, avail_event_offset(size), 2), WRITE);
-        let mut waiting = ring.fetched;
+        // What was taken before a kill is in no entry of the available ring any more.
+        let taken = ring.live.values().filter(|live| live.fetched);
         let mut slot = ring.returned;
+        for live in taken {
+            expose(ram, ring, slot, live);
+            slot = slot.wrapping_add(1);
+        }
+        let mut waiting = ring.fetched;
         while waiting != ring.offered {
             let head = ram.u16(ring.avail, ring.slot(AVAIL_RING, 2, waiting));
-            expose(ram, ring, waiting, slot, head);
+            offer(ram, ring, waiting, slot, head);
             (waiting, slot) = (waiting.wrapping_add(1), slot.wrapping_add(1));
         }
     }
@@ -165,7 +177,7 @@ impl Bus {
             let slot = ring.returned.wrapping_add(outstanding);
             assert!(ring.live.insert(head, live).is_none(), "a legal driver reuses no live head");
             if ring.running {
-                expose(ram, ring, ring.offered, slot, head);
+                offer(ram, ring, ring.offered, slot, head);
             }
             ring.offered = ring.offered.wrapping_add(1);
         }
@@ -336,12 +348,17 @@ impl Bus {
 const FAIR_SHARE: usize = 3 * sluice_core::limits::QUEUE_BATCH as usize;
 
 /// Lets the device take the chain at an available index, and give it back in a used slot.
-fn expose(ram: &mut Ram, ring: &Ring, index: u16, slot: u16, head: u16) {
+fn offer(ram: &mut Ram, ring: &Ring, index: u16, slot: u16, head: u16) {
     ram.grant(at(ring.avail, ring.slot(AVAIL_RING, 2, index), 2), ONCE);
-    ram.grant(at(ring.used, ring.slot(USED_RING, 8, slot), 8), WRITE);
-    for &(extent, right) in ring.live.get(&head).iter().flat_map(|live| &live.grants) {
-        ram.grant(extent, right);
+    if let Some(live) = ring.live.get(&head) {
+        expose(ram, ring, slot, live);
     }
+}
+
+/// Lets the device carry a chain out, and give it back in a used slot.
+fn expose(ram: &mut Ram, ring: &Ring, slot: u16, live: &Live) {
+    ram.grant(at(ring.used, ring.slot(USED_RING, 8, slot), 8), WRITE);
+    live.grants.iter().for_each(|&(extent, right)| ram.grant(extent, right));
 }
 
 fn silence(ram: &mut Ram, ring: &mut Ring) {
