@@ -23,6 +23,7 @@ use crate::size::parse_size;
 
 /// A daemon to kill, instead of a disk to check.
 #[derive(clap::Args, Debug)]
+#[group(skip)]
 pub(super) struct Args {
     /// Serve a disk with a daemon of its own and kill that with SIGKILL so many times under load.
     #[arg(long = "kill", value_name = "N", conflicts_with_all = ["socket_path", "seconds", "requests"])]
