@@ -7,6 +7,7 @@ pub mod split;
 pub use chain::{Chain, ChainFault};
 pub use split::{Rings, SplitRing};
 
+use crate::dirty::OutOfLog;
 use crate::inflight::InflightFault;
 use crate::memory::OutOfRegion;
 use crate::planted::{Fault, planted};
@@ -28,6 +29,8 @@ pub enum QueueFault {
     HeadInFlight,
     /// A ring no longer lies in mapped memory.
     RingUnmapped,
+    /// A page was to be written that has no bit in the dirty log.
+    OutOfLog,
     /// The queue cannot go on from its inflight region.
     Inflight(InflightFault),
 }
@@ -35,6 +38,12 @@ pub enum QueueFault {
 impl From<InflightFault> for QueueFault {
     fn from(fault: InflightFault) -> Self {
         Self::Inflight(fault)
+    }
+}
+
+impl From<OutOfLog> for QueueFault {
+    fn from(_: OutOfLog) -> Self {
+        Self::OutOfLog
     }
 }
 

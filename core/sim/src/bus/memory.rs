@@ -315,6 +315,12 @@ impl SharedMemory for WatchedMemory {
         Ok(())
     }
 
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        // Nobody else sets bits while the core runs, and a store behind another is late with it.
+        let byte: u8 = self.read(region, offset)?;
+        self.write(region, offset, &(byte | bits))
+    }
+
     fn full_fence(&self) {
         self.inner().settle();
     }
@@ -380,6 +386,11 @@ impl SharedMemory for GuestSide<'_> {
         value: u16,
     ) -> Result<(), OutOfRegion> {
         self.write(region, offset, &value.to_le_bytes())
+    }
+
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        let byte: u8 = self.read(region, offset)?;
+        self.write(region, offset, &(byte | bits))
     }
 
     fn full_fence(&self) {}

@@ -86,5 +86,12 @@ impl SharedMemory for Mortal<'_> {
         self.inner.store_release_u16(region, offset, value)
     }
 
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        if !self.life.moment() {
+            return Ok(());
+        }
+        self.inner.set_bits(region, offset, bits)
+    }
+
     fn full_fence(&self) {}
 }

@@ -11,6 +11,7 @@ mod results;
 mod holders;
 mod messages;
 mod inflight;
+mod log;
 mod differential;
 mod exhaustive;
 
