@@ -30,6 +30,8 @@ pub struct Record {
     pub regions: Vec<Region>,
     /// The inflight region.
     pub inflight: Option<Inflight>,
+    /// The dirty log of a migration.
+    pub log: Option<Log>,
     /// Rings by their number.
     pub rings: BTreeMap<u32, Ring>,
 }
@@ -53,6 +55,15 @@ pub struct Inflight {
     pub offset: u64,
     pub queues: u16,
     pub size: u16,
+    pub file: Serial,
+}
+
+/// The dirty log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the message")]
+pub struct Log {
+    pub bytes: u64,
+    pub offset: u64,
     pub file: Serial,
 }
 
@@ -120,6 +131,10 @@ impl Record {
                     file,
                 });
             }
+            E::SetLogBase { bytes, .. } => {
+                let log = |&Mapped { offset, file }| Log { bytes, offset, file };
+                self.log = mapped.first().map(log);
+            }
             // A queue is given its size while it has no ring, and forgets what it had.
             E::SetVringNum { index, size } => {
                 let ring = self.ring(index);
@@ -164,7 +179,8 @@ impl Record {
     pub fn descriptors(&self) -> impl Iterator<Item = Serial> {
         let regions = self.regions.iter().map(|region| region.file);
         let rings = self.rings.values().flat_map(|ring| [ring.kick, ring.call, ring.err]).flatten();
-        self.socket.into_iter().chain(regions).chain(self.inflight.map(|i| i.file)).chain(rings)
+        let records = self.inflight.map(|i| i.file).into_iter().chain(self.log.map(|l| l.file));
+        self.socket.into_iter().chain(regions).chain(records).chain(rings)
     }
 
     /// The events that bring a device to where this one was, with the descriptors of each. The
@@ -192,6 +208,15 @@ impl Record {
         if let Some(Inflight { bytes, offset, queues, size, file }) = self.inflight {
             let region = RegionId(0);
             let event = ControlEvent::SetInflight { region, offset: 0, len: bytes, queues, size };
+            events.push(Replayed {
+                event,
+                mapped: Some((bytes, Mapped { offset, file })),
+                fd: None,
+            });
+        }
+        // Rings write as soon as they run.
+        if let Some(Log { bytes, offset, file }) = self.log {
+            let event = ControlEvent::SetLogBase { region: RegionId(0), bytes };
             events.push(Replayed {
                 event,
                 mapped: Some((bytes, Mapped { offset, file })),

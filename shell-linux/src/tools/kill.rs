@@ -82,8 +82,8 @@ pub(super) struct Kills {
     kills: u32,
     /// Of these, kills before the guest was served again.
     early: u32,
-    /// From the kill to the next request that came back: half of the time no longer than this,
-    /// and the longest. Kills before the guest was served again are no measure.
+    /// From a kill, or the last of several on end, to the next request that came back: half of the
+    /// time no longer than this, and the longest.
     stall_ms_median: f64,
     stall_ms_max: f64,
 }
@@ -159,11 +159,12 @@ impl Victim {
     ) -> anyhow::Result<()> {
         while self.found.kills < self.kills && tick(self.found.kills) {
             std::thread::sleep(self.below(self.life));
-            let killed = Instant::now();
+            let mut killed = Instant::now();
             self.daemon.kill().context("killing the daemon")?;
             let before = self.restart(link, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
                 self.kill_early(link)?;
+                killed = Instant::now();
                 self.found.early += 1;
                 self.restart(link, shared)?;
             }

@@ -126,7 +126,7 @@ fn b18_messages_of_features_that_were_not_negotiated() {
         assert_eq!(outcome(&daemon, plain, request, &body), None, "{request}");
     }
     // Those that are never offered are unknown, and told.
-    for request in [request::RESET_DEVICE, request::GET_STATUS, request::SET_LOG_BASE] {
+    for request in [request::RESET_DEVICE, request::GET_STATUS] {
         assert_eq!(outcome(&daemon, plain, request, &[0; 24]), Some(1), "{request}");
     }
     // Without acknowledgements nobody is told, and an unknown request is no reason to close.

@@ -19,7 +19,6 @@ pub(crate) mod request {
     pub(crate) const SET_FEATURES: u32 = 2;
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
-    pub(crate) const SET_LOG_BASE: u32 = 6;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -48,8 +47,8 @@ pub(crate) const NO_FD: u64 = 1 << 8;
 
 /// `VERSION_1` and `PROTOCOL_FEATURES`.
 pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30;
-/// `MQ`, `REPLY_ACK`, `CONFIG`, `INFLIGHT_SHMFD` and `CONFIGURE_MEM_SLOTS`.
-pub(crate) const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
+/// `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `CONFIG`, `INFLIGHT_SHMFD` and `CONFIGURE_MEM_SLOTS`.
+pub(crate) const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
 
 /// How long a test waits for what has to come; a test that gets there has failed.
 const LIMIT: Duration = Duration::from_secs(30);

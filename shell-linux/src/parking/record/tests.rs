@@ -23,6 +23,8 @@ fn negotiated() -> Record {
     let inflight =
         E::SetInflight { region: RegionId(0), offset: 0, len: 8192, queues: 2, size: 128 };
     record.note(&inflight, &mapped(3), None);
+    let log = E::SetLogBase { region: RegionId(0), bytes: 4096 };
+    record.note(&log, &mapped(4), None);
     for index in 0..2 {
         record.note(&E::SetVringNum { index, size: 128 }, &[], None);
         record.note(&E::SetVringBase { index, base: 7 }, &[], None);
@@ -62,7 +64,7 @@ fn a_record_replayed_gives_the_same_record() {
     again.rings.get_mut(&0).unwrap().base = 7;
     assert_eq!(again, record);
     assert!(!record.rings[&1].started);
-    assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 1, 2, 3, 12, 10, 11]);
+    assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 12, 10, 11]);
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn the_last_word_counts() {
     assert_eq!(record.regions.len(), 0);
     record.note(&E::SetVringCall { index: 0 }, &[], None);
     record.note(&E::SetVringKick { index: 0 }, &[], None);
-    assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 3, 11], "polled and silent");
+    assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 3, 4, 11], "polled and silent");
 }
 
 #[test]
