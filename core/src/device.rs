@@ -53,6 +53,8 @@ bitflags! {
         const LOG_SHMFD = 1 << 1;
         /// Messages may ask for an acknowledgement.
         const REPLY_ACK = 1 << 3;
+        /// The front end listens for what the device has to say.
+        const BACKEND_REQ = 1 << 5;
         /// The configuration space is read by message.
         const CONFIG = 1 << 9;
         /// What is under way is recorded in memory that outlives the daemon.
@@ -106,6 +108,8 @@ pub enum ControlEvent {
         offset: u32,
         size: u32,
     },
+    /// A channel on which the device may speak.
+    SetBackendReq,
     /// A dirty log of so many bytes, mapped by the shell.
     SetLogBase {
         region: RegionId,
@@ -217,6 +221,8 @@ pub enum ControlFault {
     Inflight,
     /// A dirty log without a byte, or one that was not negotiated.
     Log,
+    /// A channel for the device that was not negotiated.
+    Channel,
 }
 
 impl ControlFault {
@@ -310,6 +316,10 @@ pub struct Device {
     pub(crate) late_reply: Option<ControlReply>,
     /// Broken queues that the shell has not been told of.
     pub(crate) broken: u32,
+    /// Whether the front end has to hear that the configuration space is another.
+    pub(crate) config_changed: bool,
+    /// Whether the front end has read the configuration space.
+    pub(crate) config_read: bool,
     /// Whether the shell has to close the connection.
     pub(crate) evict: bool,
     /// Whether the shell has to hear that a new front end may come.
@@ -347,6 +357,8 @@ impl Device {
             reply: None,
             late_reply: None,
             broken: 0,
+            config_changed: false,
+            config_read: false,
             evict: false,
             left: false,
             listed: false,
@@ -396,6 +408,8 @@ impl Device {
         self.draining = None;
         self.owner = false;
         self.protocol = ProtocolFeatures::empty();
+        self.config_changed = false;
+        self.config_read = false;
         self.evict = false;
     }
 
@@ -426,9 +440,19 @@ impl Device {
             }
             E::GetQueueNum => answer(ControlReply::Value(self.config.queues.into())),
             E::GetMaxMemSlots => answer(ControlReply::Value(REGIONS_LIVE_MAX as u64)),
-            E::GetConfig { .. } => answer(ControlReply::Config(BlkConfig::new(image))),
+            E::GetConfig { .. } => {
+                self.config_read = true;
+                answer(ControlReply::Config(BlkConfig::new(image)))
+            }
             E::SetConfig { .. } => Err(ControlFault::Config),
             E::ResetOwner => answer(ControlReply::Done),
+            E::SetBackendReq => {
+                //= spec/lifecycle.md#LIF-16
+                if !self.protocol.contains(ProtocolFeatures::BACKEND_REQ) {
+                    return Err(ControlFault::Channel);
+                }
+                answer(ControlReply::Done)
+            }
             E::SetOwner if self.owner => Err(ControlFault::Owner),
             E::SetOwner => {
                 self.owner = true;

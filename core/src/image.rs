@@ -129,6 +129,17 @@ impl Image {
     }
 }
 
+impl Image {
+    /// It is used again: if it was to be given up, and the shell has not been told, it is kept.
+    #[inline]
+    pub(crate) fn keep(&mut self) {
+        if self.news == Some(CaptureNews::GiveUp) {
+            self.news = None;
+            self.capture = Capture::Granted;
+        }
+    }
+}
+
 /// How an image's bytes are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Geometry {

@@ -132,6 +132,12 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
         (same && slot.in_use()).then_some(id.index)
     }
 
+    /// Whether this place is in use.
+    #[must_use]
+    pub fn is_used(&self, index: u32) -> bool {
+        self.places[index as usize].in_use()
+    }
+
     /// The indices of the places in use. For control work, not for the data path.
     pub fn used(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.fresh).filter(|&index| self.places[index as usize].in_use())

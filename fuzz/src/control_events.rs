@@ -386,6 +386,7 @@ impl<'a> World<'a> {
                 }
                 Effect::Capture(_) => self.asked = true,
                 Effect::Release(_) => self.asked = false,
+                Effect::ConfigChanged(_) => {}
                 Effect::Evict(device) => {
                     if !self.models[device.0 as usize].leaving {
                         self.models[device.0 as usize].leaving = true;

@@ -32,6 +32,8 @@ pub enum Message {
     },
     /// A front end is gone.
     FrontEndGone(DeviceId),
+    /// A device's image has so many bytes now.
+    Resized(DeviceId, u64),
     /// Fetch nothing more; end when what is under way has ended.
     Shutdown,
 }
@@ -41,6 +43,8 @@ pub enum Message {
 pub enum News {
     /// The late answer to a message that was deferred.
     Late(DeviceId, ControlReply),
+    /// The device's configuration space has changed.
+    ConfigChanged(DeviceId),
     /// Close the device's connection.
     Evict(DeviceId),
     /// The last front end has left nothing behind; the next may come.

@@ -133,6 +133,8 @@ pub struct Rig<'a> {
     pub notified: u32,
     /// Those at the start of the queue are counted apart.
     pub notified_at_start: u32,
+    /// How often the front end was told that the configuration space has changed.
+    pub config_changes: u32,
     /// How the queue broke.
     pub broken: Option<QueueFault>,
     /// Effects that the rig has no use for, the replies among them.
@@ -163,6 +165,7 @@ impl<'a> Rig<'a> {
             ram: Ram::default(),
             notified: 0,
             notified_at_start: 0,
+            config_changes: 0,
             broken: None,
             effects: VecDeque::new(),
             setup,
@@ -501,6 +504,7 @@ impl<'a> Rig<'a> {
                     self.shard.handle(Instant(0), mem, input).expect("no cluster update");
                 }
                 Effect::QueueBroken(_, fault) => self.broken = Some(fault),
+                Effect::ConfigChanged(_) => self.config_changes += 1,
                 effect => self.effects.push_back(effect),
             }
         }

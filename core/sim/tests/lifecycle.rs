@@ -322,3 +322,42 @@ fn a_queue_that_finds_no_place_is_refused_and_nothing_else() {
     assert_eq!(rig.control(E::SetOwner), Some(ControlReply::Done));
     assert_eq!(rig.control(second), Some(ControlReply::Done), "the place was given back");
 }
+
+//= spec/lifecycle.md#LIF-16
+#[test]
+fn another_size_is_told_and_kept_to() {
+    rig!(rig, Setup::default());
+    assert_eq!(rig.config_changes, 1, "it started without a look");
+    let image = rig.image;
+    rig.input(Input::Resized(image, 8192));
+    rig.input(Input::Resized(image, 8192));
+    assert_eq!(rig.config_changes, 2, "told once");
+    let config = BlkConfig::new(&rig.shard.image(image).config);
+    assert_eq!(config.capacity.get(), 8192);
+    // The last sector of the new size, and the first behind it.
+    for (sector, status) in [(8191, Status::Ok), (8192, Status::IoErr)] {
+        read(&rig);
+        rig.header(LOW_GUEST, 0, sector);
+        rig.offer(0);
+        rig.take_in(rig.mem);
+        for op in core::iter::from_fn(|| rig.shard.poll_op()).collect::<Vec<_>>() {
+            assert_eq!(op.offset, 8191 * 512);
+            rig.reply_ok(&op);
+        }
+        rig.give_back(rig.mem);
+        assert_eq!(rig.used().len(), 1);
+        assert_eq!(rig.get(STATUS, 1), [status as u8], "sector {sector}");
+    }
+}
+
+//= spec/lifecycle.md#LIF-16
+#[test]
+fn who_does_not_listen_is_not_told() {
+    rig!(rig, Setup::default());
+    let without = ProtocolFeatures::all().difference(ProtocolFeatures::BACKEND_REQ);
+    rig.control(E::SetProtocolFeatures(without.bits()));
+    assert_eq!(refused(rig.control(E::SetBackendReq)), Some(ControlFault::Channel));
+    let before = rig.config_changes;
+    rig.input(Input::Resized(rig.image, 8192));
+    assert_eq!(rig.config_changes, before);
+}

@@ -6,7 +6,7 @@ use crate::device::{
     ControlEvent, ControlFault, ControlReply, DeviceId, NO_QUEUE, Phase, ProtocolFeatures, QueueId,
     RegionList, RingAddresses, Step, find_rings,
 };
-use crate::image::{Capture, CaptureNews};
+use crate::image::{Capture, CaptureNews, ImageId};
 use crate::inflight::{self, InflightFault};
 use crate::memory::{RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -170,6 +170,12 @@ impl Shard<'_> {
         self.queues[queue].ring = Some(ring);
         self.devices[device].running += 1;
         self.trace.push(TraceEvent::QueueStarted(id));
+        // It goes by what it read over an earlier connection.
+        //= spec/lifecycle.md#LIF-16
+        if !self.devices[device].config_read {
+            self.devices[device].config_read = true;
+            self.config_changed(device);
+        }
         if let Err(fault) = self.recover(mem, queue) {
             self.break_queue(queue, fault);
         } else if self.devices[device].is_enabled(index) {
@@ -443,6 +449,28 @@ impl Shard<'_> {
         self.images[index].capture = Capture::None;
         self.images[index].news = Some(CaptureNews::GiveUp);
         self.list_image(index);
+    }
+
+    /// Requests that were taken keep to the size they found; those that come keep to the new one.
+    //= spec/lifecycle.md#LIF-16
+    pub(super) fn resized(&mut self, id: ImageId, sectors: u64) {
+        let image = &mut self.images[id.0].config;
+        if core::mem::replace(&mut image.capacity_sectors, sectors) == sectors {
+            return;
+        }
+        for device in 0..self.devices.capacity() {
+            if self.devices.is_used(device) && self.devices[device].config.image == id {
+                self.config_changed(device);
+            }
+        }
+    }
+
+    fn config_changed(&mut self, device: u32) {
+        let listens = ProtocolFeatures::BACKEND_REQ;
+        if self.devices[device].protocol_features().contains(listens) {
+            self.devices[device].config_changed = true;
+            self.list_device(device);
+        }
     }
 
     /// The front end took memory back under its guest: its device ends, nobody else's.

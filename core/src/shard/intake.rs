@@ -282,6 +282,7 @@ impl Shard<'_> {
             holders: sync_holders(&self.map, &image.config),
             unanswerable: 0,
         };
+        image.keep();
         let ready = match image.capture {
             _ if planted(Fault::CaptureSkipped) => &mut self.cut,
             Capture::Granted => &mut self.cut,

@@ -68,6 +68,8 @@ pub enum Input {
     Capture(ImageId, Granted),
     /// A change in a cluster's map.
     Cluster(ClusterId, Epoch, Update),
+    /// An image has another size now, in sectors.
+    Resized(ImageId, u64),
     /// A mapping turned out to have no memory behind it.
     MemoryLost(RegionId),
     /// Nothing more is taken from any ring; what is under way runs out.
@@ -96,6 +98,8 @@ pub enum Effect {
     Release(ImageId),
     /// A queue is no longer served; its error descriptor is to be signalled.
     QueueBroken(QueueId, QueueFault),
+    /// The front end has to hear that the configuration space has changed.
+    ConfigChanged(DeviceId),
     /// The front end cannot be served any more: close the connection.
     Evict(DeviceId),
     /// Nothing of the last front end is left; the next may come.
@@ -348,6 +352,7 @@ impl<'s> Shard<'s> {
                 self.map.update(epoch, update)?;
                 self.look_again();
             }
+            Input::Resized(image, sectors) => self.resized(image, sectors),
             Input::MemoryLost(region) => self.memory_lost(region),
             Input::Shutdown => self.stopping = true,
         }
@@ -407,6 +412,9 @@ impl<'s> Shard<'s> {
         }
         if let Some(region) = device.map.take_unused() {
             return Some(Effect::Unmap(region));
+        }
+        if core::mem::take(&mut device.config_changed) {
+            return Some(Effect::ConfigChanged(id));
         }
         if core::mem::take(&mut device.evict) {
             return Some(Effect::Evict(id));

@@ -16,12 +16,25 @@ const SET_FEATURES: u32 = 2;
 const SET_OWNER: u32 = 3;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 
+/// `BACKEND_CONFIG_CHANGE_MSG`, of the device's own requests.
+const CONFIG_CHANGE: Header = Header { request: 2, flags: VERSION, size: 0 };
 /// `GET_VRING_BASE`.
 const GET_VRING_BASE: Header = Header { request: 11, flags: 0, size: 0 };
 
-/// Says no to a request.
-pub(super) fn refuse(stream: &UnixStream, request: Header) -> rustix::io::Result<()> {
-    send(stream, request, 1_u64.to_ne_bytes())
+/// Says whether a request was accepted.
+pub(super) fn acknowledge(
+    stream: &UnixStream,
+    request: Header,
+    done: bool,
+) -> rustix::io::Result<()> {
+    send(stream, request, u64::from(!done).to_ne_bytes())
+}
+
+/// Says on a front end's channel that the configuration space has changed. Whoever does not read
+/// it misses that, and nobody waits.
+pub(super) fn config_changed(channel: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::send(channel, &CONFIG_CHANGE.to_bytes(), flags).map(drop)
 }
 
 /// Says where a stopped ring stands.

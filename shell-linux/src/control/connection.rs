@@ -17,6 +17,9 @@ use super::handler::{Handler, Verdict};
 use super::{answer, look, sys};
 use crate::parking::{Found, Parked, Step};
 
+/// `SET_BACKEND_REQ_FD`.
+const SET_BACKEND_REQ_FD: u32 = 21;
+
 /// Messages of one connection before the others have their turn.
 const BUDGET: u32 = 16;
 
@@ -176,6 +179,7 @@ impl<'e> Connection<'e> {
                     self.disk.park(|parked| parked.begin());
                     match arm {
                         Arm::Known => self.dispatch(header)?,
+                        Arm::Own if header.request == SET_BACKEND_REQ_FD => self.channel(header)?,
                         Arm::Own => self.inflight(header)?,
                         Arm::Unknown => self.unknown(header)?,
                     }
@@ -212,7 +216,7 @@ impl<'e> Connection<'e> {
         tracing::debug!(request = header.request, "a request that is not implemented");
         self.take(header)?;
         if self.is_told(header) {
-            answer::refuse(&self.stream, header).map_err(End::Socket)?;
+            answer::acknowledge(&self.stream, header, false).map_err(End::Socket)?;
         }
         Ok(())
     }
@@ -221,7 +225,7 @@ impl<'e> Connection<'e> {
     /// refuse one but to close.
     //= spec/vhost-user.md#VHU-13
     fn inflight(&self, header: Header) -> Result<(), End> {
-        let body = self.take(header)?;
+        let body = self.take(header)?.body;
         let number = |at| u16::from_ne_bytes([body[at], body[at + 1]]);
         let (queues, size) = (number(16), number(18));
         let refused = |_| match self.handler.take_verdict() {
@@ -235,9 +239,34 @@ impl<'e> Connection<'e> {
             .map_err(End::Socket)
     }
 
-    fn take(&self, header: Header) -> Result<Vec<u8>, End> {
-        let body = look::take(&self.stream, header).map_err(End::Socket)?;
-        body.ok_or(End::Gate(GateFault::Cut))
+    /// Takes the channel on which the device may speak.
+    //= spec/vhost-user.md#VHU-15
+    fn channel(&self, header: Header) -> Result<(), End> {
+        let fd = self.take(header)?.descriptors.pop().ok_or(End::Gate(GateFault::Cut))?;
+        let done = self.handler.tell(ControlEvent::SetBackendReq, Some(fd));
+        match (self.handler.take_verdict(), done) {
+            (Verdict::ShardGone, _) => Err(End::ShardGone),
+            (Verdict::Close, _) => Err(End::Refused),
+            (_, done) if self.is_told(header) => {
+                answer::acknowledge(&self.stream, header, done.is_ok()).map_err(End::Socket)
+            }
+            (_, Ok(())) => Ok(()),
+            (_, Err(_)) => Err(End::Refused),
+        }
+    }
+
+    /// Tells the front end that the configuration space has changed.
+    //= spec/vhost-user.md#VHU-15
+    pub(super) fn config_changed(&self) {
+        let Some(channel) = self.handler.channel() else { return };
+        if let Err(error) = answer::config_changed(channel.as_fd()) {
+            tracing::warn!(disk = %self.disk.name, %error, "the front end was not told of another size");
+        }
+    }
+
+    fn take(&self, header: Header) -> Result<look::Taken, End> {
+        let taken = look::take(&self.stream, header).map_err(End::Socket)?;
+        taken.ok_or(End::Gate(GateFault::Cut))
     }
 
     /// Whether the front end hears of a refusal.

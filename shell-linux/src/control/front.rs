@@ -172,6 +172,28 @@ impl<'e> Front<'e> {
         }
     }
 
+    /// Tells the front end, if there is one, that the configuration space has changed.
+    pub(super) fn config_changed(&self) {
+        if let Client::Connected(connection, _) = &self.client {
+            connection.config_changed();
+        }
+    }
+
+    /// Whether there is a file whose size can change, and somebody to tell.
+    pub(super) fn has_image(&self) -> bool {
+        self.disk.image.is_some() && matches!(self.client, Client::Connected(..))
+    }
+
+    /// Looks whether the image's file has another size than the last time it was looked at.
+    pub(super) fn look_at_image(&self) {
+        if self.has_image()
+            && let Some(bytes) = self.disk.new_size()
+        {
+            tracing::info!(disk = %self.disk.name, bytes, "the image has another size");
+            self.disk.end.send(Message::Resized(self.disk.device, bytes));
+        }
+    }
+
     /// Gives the answer to a stop, and goes on.
     pub(super) fn stopped(&mut self, index: u16, base: u16) {
         if let Client::Connected(connection, _) = &mut self.client

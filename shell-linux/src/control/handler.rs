@@ -1,7 +1,7 @@
 //! From a message to its control event and back: descriptors are checked here, everything that
 //! is meant is the core's to judge.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -39,6 +39,8 @@ pub(super) struct Handler<'e> {
     owned: Cell<bool>,
     told_features: Cell<bool>,
     reply_ack: Cell<bool>,
+    /// Where the device may speak.
+    channel: RefCell<Option<Rc<OwnedFd>>>,
 }
 
 impl<'e> Handler<'e> {
@@ -49,7 +51,13 @@ impl<'e> Handler<'e> {
             owned: Cell::default(),
             told_features: Cell::default(),
             reply_ack: Cell::default(),
+            channel: RefCell::default(),
         }
+    }
+
+    /// Where the device may speak, if anywhere.
+    pub(super) fn channel(&self) -> Option<Rc<OwnedFd>> {
+        self.channel.borrow().clone()
     }
 
     /// What became of the last message.
@@ -99,6 +107,10 @@ impl<'e> Handler<'e> {
         fd: Option<OwnedFd>,
     ) -> Result<ControlReply> {
         let keep = Keep::of(&self.disk, &event, &mappings, fd.as_ref());
+        let channel = match event {
+            ControlEvent::SetBackendReq => fd.as_ref().and_then(|fd| fd.try_clone().ok()),
+            _ => None,
+        };
         match self.disk.end.ask(self.disk.device, event, mappings, fd) {
             Some(ControlReply::Refused(fault)) => {
                 self.refuse(&Refusal::Core(fault));
@@ -108,6 +120,9 @@ impl<'e> Handler<'e> {
                 Err(Error::InvalidOperation("refused"))
             }
             Some(reply) => {
+                if channel.is_some() {
+                    self.channel.replace(channel.map(Rc::new));
+                }
                 if let Some(keep) = keep {
                     keep.park(&self.disk);
                 }

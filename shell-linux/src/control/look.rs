@@ -66,20 +66,29 @@ pub(super) fn ready(
     }
 }
 
-/// Takes a whole message off the stream, closes its descriptors and returns its body; `None` when
-/// it was not there after all.
-pub(super) fn take(stream: &UnixStream, header: Header) -> rustix::io::Result<Option<Vec<u8>>> {
+/// A message taken off a stream.
+pub(super) struct Taken {
+    pub(super) body: Vec<u8>,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// Takes a whole message off the stream; `None` when it was not there after all.
+pub(super) fn take(stream: &UnixStream, header: Header) -> rustix::io::Result<Option<Taken>> {
     let mut message = vec![0; HEADER_BYTES + header.size as usize];
+    let mut descriptors = Vec::new();
     let mut taken = 0;
     while taken < message.len() {
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         match receive(stream, &mut message[taken..], flags) {
-            Ok(seen) if seen.bytes > 0 => taken += seen.bytes,
+            Ok(seen) if seen.bytes > 0 => {
+                taken += seen.bytes;
+                descriptors.extend(seen.descriptors);
+            }
             Ok(_) | Err(Errno::AGAIN) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(message.split_off(HEADER_BYTES)))
+    Ok(Some(Taken { body: message.split_off(HEADER_BYTES), descriptors }))
 }
 
 struct Received {

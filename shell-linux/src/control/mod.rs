@@ -16,9 +16,10 @@ mod quiet;
 mod remedy;
 mod sys;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -46,6 +47,8 @@ pub struct Served {
     pub socket: Socket,
     /// Where its front end is parked.
     pub parking: Option<Place>,
+    /// The file whose size is the disk's, and the size that the disk was opened with.
+    pub image: Option<(PathBuf, u64)>,
 }
 
 /// Where a front end comes from.
@@ -56,6 +59,9 @@ pub enum Socket {
     /// It is connected already, and there is no other.
     Connected(UnixStream),
 }
+
+/// How often it is looked whether an image has another size.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What may be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +99,9 @@ pub fn run(
         watch(&poller, &end.bell, Token::Bell(shard))?;
     }
     let mut fronts = Vec::with_capacity(served.len());
-    for (Served { device, shard, name, socket, parking }, index) in served.into_iter().zip(0..) {
+    for (Served { device, shard, name, socket, parking, image }, index) in
+        served.into_iter().zip(0..)
+    {
         ensure!(shard < ends.len(), "{name}: there is no shard {shard}");
         let (listener, stream) = match socket {
             Socket::Listen(listener) => (Some(listener), None),
@@ -106,6 +114,7 @@ pub fn run(
             end,
             quiet,
             tracked: options.tracked,
+            image: image.map(|(path, bytes)| (path, Cell::new(bytes))),
             parked: RefCell::default(),
         };
         let mut front = Front::new(shard, disk, listener);
@@ -123,7 +132,8 @@ pub fn run(
         fronts.push(front);
     }
     let again = fronts.iter().map(|front| front.stream().is_some()).collect();
-    Loop { poller, ends, fronts, again, patience: options.patience }.run()
+    let look_due = Instant::now() + LOOK_INTERVAL;
+    Loop { poller, ends, fronts, again, patience: options.patience, look_due }.run()
 }
 
 /// What an event is about. The rest are numbers of shards and of fronts.
@@ -165,6 +175,8 @@ struct Loop<'e> {
     /// Which fronts have their turn.
     again: Vec<bool>,
     patience: Duration,
+    /// When the sizes of images are looked at next.
+    look_due: Instant,
 }
 
 impl Loop<'_> {
@@ -174,6 +186,10 @@ impl Loop<'_> {
                 return Ok(());
             }
             let now = Instant::now();
+            if now >= self.look_due {
+                self.look_due = now + LOOK_INTERVAL;
+                self.fronts.iter().for_each(Front::look_at_image);
+            }
             // Connections before listeners: who has gone makes room for who comes.
             self.news();
             for index in 0..self.fronts.len() {
@@ -198,7 +214,8 @@ impl Loop<'_> {
             Some(Duration::ZERO)
         } else {
             let deadlines = self.fronts.iter().filter_map(|front| front.deadline(self.patience));
-            deadlines.min().map(|due| due.saturating_duration_since(Instant::now()))
+            let look = self.fronts.iter().any(Front::has_image).then_some(self.look_due);
+            deadlines.chain(look).min().map(|due| due.saturating_duration_since(Instant::now()))
         };
         let timeout = timeout.map(Timespec::try_from).transpose()?;
         let mut events = Vec::with_capacity(64);
@@ -222,7 +239,10 @@ impl Loop<'_> {
     fn news(&mut self) {
         for (shard, end) in self.ends.iter().enumerate() {
             while let Ok(news) = end.news.try_recv() {
-                let (News::Late(device, _) | News::Evict(device) | News::Left(device)) = news;
+                let (News::Late(device, _)
+                | News::ConfigChanged(device)
+                | News::Evict(device)
+                | News::Left(device)) = news;
                 let of_it = |front: &Front<'_>| (front.shard, front.device()) == (shard, device);
                 let Some(index) = self.fronts.iter().position(of_it) else { continue };
                 let front = &mut self.fronts[index];
@@ -232,6 +252,7 @@ impl Loop<'_> {
                     }
                     // Nothing else is ever late.
                     News::Late(..) => {}
+                    News::ConfigChanged(_) => front.config_changed(),
                     News::Evict(_) => front.close(&End::Evicted),
                     News::Left(_) => front.left(),
                 }

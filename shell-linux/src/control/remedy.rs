@@ -47,6 +47,7 @@ impl fmt::Display for Refusal {
                 F::Leaving => "a message of a front end that has gone",
                 F::Busy => "a message while the answer to another is due",
                 F::Inflight => "an inflight region that does not fit the queues",
+                F::Channel => "a channel for the device that was not negotiated",
                 F::Log => "a dirty log that was not negotiated",
             },
         };

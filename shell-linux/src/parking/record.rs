@@ -32,6 +32,9 @@ pub struct Record {
     pub inflight: Option<Inflight>,
     /// The dirty log of a migration.
     pub log: Option<Log>,
+    /// Where the device may speak.
+    #[serde(default)]
+    pub channel: Option<Serial>,
     /// Rings by their number.
     pub rings: BTreeMap<u32, Ring>,
 }
@@ -111,6 +114,7 @@ impl Record {
         };
         match *event {
             E::SetOwner => self.owner = true,
+            E::SetBackendReq => self.channel = fd,
             E::SetFeatures(bits) => self.features = Some(bits),
             E::SetProtocolFeatures(bits) => self.protocol = Some(bits),
             E::SetMemTable(ref table) => {
@@ -180,7 +184,8 @@ impl Record {
         let regions = self.regions.iter().map(|region| region.file);
         let rings = self.rings.values().flat_map(|ring| [ring.kick, ring.call, ring.err]).flatten();
         let records = self.inflight.map(|i| i.file).into_iter().chain(self.log.map(|l| l.file));
-        self.socket.into_iter().chain(regions).chain(records).chain(rings)
+        let sockets = self.socket.into_iter().chain(self.channel);
+        sockets.chain(regions).chain(records).chain(rings)
     }
 
     /// The events that bring a device to where this one was, with the descriptors of each. The
@@ -224,6 +229,9 @@ impl Record {
             });
         }
         let mut plain = |event, fd| events.push(Replayed { event, mapped: None, fd });
+        if self.channel.is_some() {
+            plain(ControlEvent::SetBackendReq, self.channel);
+        }
         for (&index, ring) in &self.rings {
             if let Some(size) = ring.size {
                 plain(ControlEvent::SetVringNum { index, size }, None);

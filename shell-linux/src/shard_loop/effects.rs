@@ -49,6 +49,7 @@ impl Loop<'_> {
                     signal(err);
                 }
             }
+            Effect::ConfigChanged(device) => self.end.tell(News::ConfigChanged(device)),
             Effect::Evict(device) => self.end.tell(News::Evict(device)),
             Effect::Left(device) => {
                 for index in 0..self.served[device.0 as usize].queues.len() {

@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use sluice_core::image::ImageId;
+use sluice_core::limits::SECTOR_BYTES;
 use sluice_core::memory::Region;
 use sluice_core::shard::Input;
 
@@ -24,6 +26,10 @@ impl Loop<'_> {
                 Message::Control { device, event, mappings, fd, answer } => {
                     self.served[device.0 as usize].answer = Some(answer);
                     self.control(device, event, mappings, fd);
+                }
+                Message::Resized(device, bytes) => {
+                    let image = ImageId(device.0);
+                    self.handle(Input::Resized(image, bytes / SECTOR_BYTES));
                 }
                 Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
                 Message::Shutdown => {

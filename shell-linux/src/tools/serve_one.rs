@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use sluice_core::device::DeviceId;
-use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
+use sluice_core::limits::{QUEUES_PER_DEVICE_MAX, SECTOR_BYTES};
 
 use crate::control::{self, Options, Served, Socket};
 use crate::mailbox::{Bell, Message, mailbox};
@@ -223,6 +223,8 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
+    let bytes =
+        disks.first().map_or(0, |disk: &Disk| disk.store.config().capacity_sectors * SECTOR_BYTES);
     let Sockets { named, paths: _paths } = args.sockets()?;
     let (control_end, shard_end) = mailbox()?;
     let stop = Bell::new()?;
@@ -232,7 +234,8 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let mut served = Vec::new();
     for (n, (name, socket)) in (0..).zip(named) {
         let parking = parking.as_mut().map(|parking| parking.place(n));
-        served.push(Served { device: DeviceId(n), shard: 0, name, socket, parking });
+        let image = args.source.blk_file.clone().map(|path| (path, bytes));
+        served.push(Served { device: DeviceId(n), shard: 0, name, socket, parking, image });
     }
     if let Some(parking) = &mut parking {
         parking.tidy();

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channel;
 mod descriptors;
 mod framing;
 mod inflight;

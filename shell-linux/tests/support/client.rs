@@ -30,6 +30,7 @@ pub(crate) mod request {
     pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
     pub(crate) const GET_QUEUE_NUM: u32 = 17;
     pub(crate) const SET_VRING_ENABLE: u32 = 18;
+    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
     pub(crate) const GET_INFLIGHT_FD: u32 = 31;
@@ -47,8 +48,9 @@ pub(crate) const NO_FD: u64 = 1 << 8;
 
 /// `VERSION_1` and `PROTOCOL_FEATURES`.
 pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30;
-/// `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `CONFIG`, `INFLIGHT_SHMFD` and `CONFIGURE_MEM_SLOTS`.
-pub(crate) const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
+/// `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `INFLIGHT_SHMFD` and
+/// `CONFIGURE_MEM_SLOTS`.
+pub(crate) const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15;
 
 /// How long a test waits for what has to come; a test that gets there has failed.
 const LIMIT: Duration = Duration::from_secs(30);

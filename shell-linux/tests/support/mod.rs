@@ -77,6 +77,7 @@ impl Daemon {
                 name: format!("disk{disk}"),
                 socket,
                 parking: None,
+                image: None,
             })
             .collect();
         let (control_end, shard_end) = mailbox().expect("a mailbox");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId};
-use sluice_core::image::{Backing, ImageConfig};
+use sluice_core::image::{Backing, ImageConfig, ImageId};
 use sluice_core::memory::Region;
 use sluice_core::op::{Op, OpKind, Reply};
 use sluice_core::shard::{Budget, Effect, Granted, Input, Shard};
@@ -109,6 +109,9 @@ impl Turns<'_> {
                         self.served[device.0 as usize].answer = Some(answer);
                         self.control(device, event, mappings, fd);
                     }
+                    Message::Resized(device, bytes) => {
+                        self.handle(Input::Resized(ImageId(device.0), bytes / 512));
+                    }
                     Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
                     Message::Shutdown => return,
                 }
@@ -197,6 +200,7 @@ impl Turns<'_> {
                 }
                 Effect::Unmap(region) => self.mem.remove(region),
                 Effect::Capture(image) => self.handle(Input::Capture(image, Granted::Yes)),
+                Effect::ConfigChanged(device) => self.end.tell(News::ConfigChanged(device)),
                 Effect::Evict(device) => self.end.tell(News::Evict(device)),
                 Effect::Left(device) => {
                     self.served[device.0 as usize] = Served::default();

@@ -210,7 +210,7 @@ impl<'a> Daemon<'a> {
                     let granted = Input::Capture(image, Granted::Yes);
                     self.shard.handle(Instant(0), &self.mem, granted).expect("no cluster update");
                 }
-                Effect::Release(_) => {}
+                Effect::Release(_) | Effect::ConfigChanged(_) => {}
                 Effect::QueueBroken(_, fault) => return Err(format!("it is broken: {fault:?}")),
                 other => return Err(format!("{other:?}")),
             }

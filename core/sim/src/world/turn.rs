@@ -143,6 +143,9 @@ impl World<'_> {
                         self.broken(who, fault);
                     }
                 }
+                Effect::ConfigChanged(device) => {
+                    self.line(guest(device.0), "config", format_args!("changed"));
+                }
                 Effect::Evict(device) => {
                     self.line(guest(device.0), "evict", format_args!(""));
                     self.vanish(device.0);

@@ -227,6 +227,34 @@ fn b48_a_log_has_to_be_negotiated_and_other_features_stay_frozen() {
     assert_eq!(rig.chain(&crossing(W)), 0x2001);
 }
 
+/// A seed found it asked for while it was still held.
+//= spec/migration.md#MIG-5
+#[test]
+fn an_image_that_is_used_again_before_it_was_given_up_is_kept() {
+    let (mut arena, mem) = (arena(64), memory());
+    let mut rig = Rig::new(&mut arena, &mem, Setup::default());
+    rig.header(HEADER, IN, 8);
+    rig.link(&crossing(W));
+    assert_eq!(rig.run(0).len(), 1);
+    let message = |event| sluice_core::shard::Input::Control(rig.device, event);
+    let (addresses, size, base) = (rig.addresses(), rig.size().into(), rig.avail_index().into());
+    let index = 0;
+    // No effect is polled in between.
+    for input in [
+        message(ControlEvent::GetVringBase { index }),
+        message(ControlEvent::SetVringNum { index, size }),
+        message(ControlEvent::SetVringBase { index, base }),
+        message(ControlEvent::SetVringAddr { index, addresses }),
+        message(ControlEvent::SetVringKick { index }),
+    ] {
+        rig.shard.handle(sluice_core::time::Instant(0), &mem, input).unwrap();
+    }
+    rig.offer(0);
+    rig.turn();
+    assert_eq!(rig.used().len(), 1);
+    assert!(!rig.effects.iter().any(|effect| matches!(effect, Effect::Release(_))));
+}
+
 //= spec/migration.md#MIG-5
 #[test]
 fn the_image_is_given_up_before_the_stop_is_told_and_asked_for_again() {
