@@ -100,10 +100,17 @@ impl Options {
                 let inode = 1 << 48 | (images.len() as u64 + 1);
                 images.push(draw_image(prng, inode));
             }
+            let packed = prng.chance(500);
+            let size_bits = prng.between(u64::from(!open) * 2, 6);
             let build = Build {
                 id: u32::try_from(id).unwrap_or(0),
                 queues: u16::try_from(1 + prng.skewed(3)).unwrap_or(1),
-                size: 1 << prng.between(u64::from(!open) * 2, 6),
+                size: if packed {
+                    u16::try_from(prng.between(1 << size_bits, 2 << size_bits)).unwrap_or(1)
+                } else {
+                    1 << size_bits
+                },
+                packed,
                 table_entries: u16::try_from(prng.pick(&[0, 8, 40])).unwrap_or(0),
                 more_chunks: prng.below(4),
                 open,

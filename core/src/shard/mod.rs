@@ -32,7 +32,7 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
-use crate::virtqueue::{QueueFault, SplitRing};
+use crate::virtqueue::{QueueFault, Ring};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ pub struct Queue {
     size: u16,
     addresses: Option<RingAddresses>,
     /// There while the queue runs, drains or is broken.
-    ring: Option<SplitRing>,
+    ring: Option<Ring>,
     inflight: Option<Inflight>,
     broken: Option<QueueFault>,
     /// Whether the shell has been told that it is broken.

@@ -188,9 +188,7 @@ impl Inner {
         let Pending { to, bytes, .. } = self.pending.remove(index);
         self.check_write(to, "becomes visible");
         self.ram.bytes_mut(to).copy_from_slice(&bytes[..to.len]);
-        if to.len == 2 {
-            self.bus.device_stored(&mut self.ram, to.chunk, to.at);
-        }
+        self.bus.device_stored(&mut self.ram, to);
     }
 
     fn check_read(&mut self, from: Extent) {
@@ -244,10 +242,8 @@ impl SharedMemory for WatchedMemory {
         let from = inner.locate(region, offset, size_of::<T>())?;
         inner.check_read(from);
         inner.load(from, value.as_mut_bytes());
-        if from.len == 2 {
-            let Inner { ram, bus, .. } = &mut *inner;
-            bus.device_read(ram, from.chunk, from.at);
-        }
+        let Inner { ram, bus, .. } = &mut *inner;
+        bus.device_read(ram, from);
         Ok(value)
     }
 
@@ -273,7 +269,8 @@ impl SharedMemory for WatchedMemory {
         let mut bytes = [0; 2];
         inner.load(from, &mut bytes);
         let value = u16::from_le_bytes(bytes);
-        inner.bus.device_acquired(from.chunk, from.at, value);
+        let Inner { ram, bus, .. } = &mut *inner;
+        bus.device_acquired(ram, from, value);
         Ok(value)
     }
 

@@ -117,7 +117,7 @@ impl World<'_> {
                 size: self.options.guests[id as usize].0.size.into(),
             },
             M::Base(q) => {
-                E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)].into() }
+                E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)] }
             }
             M::Addr(q) => E::SetVringAddr { index: q.into(), addresses: self.addresses(id, q) },
             M::Kick(q) => {
@@ -139,7 +139,8 @@ impl World<'_> {
                 }
                 self.reset_queue(id, q);
                 self.bury_ghosts(id);
-                self.fronts[id as usize].bases[usize::from(q)] = 0;
+                let front = &mut self.fronts[id as usize];
+                front.bases[usize::from(q)] = front.first_base();
                 self.clock.plan(1, Event::Front(id));
                 return;
             }
@@ -209,7 +210,7 @@ impl World<'_> {
                 front.bases[usize::from(q)] = base;
                 front.running[usize::from(q)] = false;
                 let Inner { ram, bus, .. } = &mut *self.mem.inner();
-                bus.stop(ram, (id, q), Some(base));
+                bus.stop(ram, (id, q), base);
             }
             (Message::Table, R::Refused(ControlFault::Memory(MapFault::Full))) => {
                 self.fronts[id as usize].script.push_front(message);

@@ -162,7 +162,7 @@ impl<'s> World<'s> {
             serial.iter_mut().for_each(|byte| *byte = u8::try_from(prng.below(256)).unwrap_or(0));
             let config = DeviceConfig { image: ImageId(image), serial, queues: build.queues };
             shard.add_device(config).expect("there is room for all devices");
-            fronts.push(Front::new(build.queues, guest.chunks.len(), options.inflight));
+            fronts.push(Front::new(&build, guest.chunks.len(), options.inflight));
             guests.push(guest);
             serials.push(serial);
         }
