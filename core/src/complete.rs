@@ -17,6 +17,7 @@ use crate::virtqueue::Ring;
 /// When a ring or the inflight region is no longer mapped; the queue is broken then.
 //= spec/virtqueue.md#VQ-11
 //= spec/blk.md#BLK-15
+#[inline]
 pub(crate) fn publish(
     mem: &impl SharedMemory,
     ring: &mut Ring,
@@ -25,9 +26,7 @@ pub(crate) fn publish(
     done: &Fifo<0>,
 ) -> Result<bool, OutOfRegion> {
     let mut count = 0;
-    let mut at = done.first();
-    while let Some(index) = at {
-        let request = &requests[index];
+    for (_, request) in done.iter(requests) {
         // 1. The status byte, into memory that the request holds.
         let status_at = request.status_at;
         if status_at.len != 0 {
@@ -40,7 +39,6 @@ pub(crate) fn publish(
         // 3. Its used entry, which nobody looks at before the index moves.
         ring.write_used(mem, count, request.token, request.used_len())?;
         count += 1;
-        at = done.after(requests, index);
     }
     // 4. The batch's list is whole before the index that it explains.
     if let Some(inflight) = inflight {
@@ -49,16 +47,13 @@ pub(crate) fn publish(
     // 5. The used index: from here on the driver has its chains back.
     ring.publish(mem, count)?;
     // 6. The marks, and the heads may come again.
-    let mut at = done.first();
-    while let Some(index) = at {
-        let token = requests[index].token;
+    for (_, request) in done.iter(requests) {
         if let Some(inflight) = inflight {
-            inflight.clear(mem, token)?;
+            inflight.clear(mem, request.token)?;
         }
         if !planted(Fault::HeadKept) {
-            ring.forget(token);
+            ring.forget(request.token);
         }
-        at = done.after(requests, index);
     }
     // 7. The region agrees with the ring.
     if let Some(inflight) = inflight {

@@ -75,6 +75,12 @@ pub trait SharedMemory {
     fn prefetch(&self, region: RegionId, offset: u64) {
         let _ = (region, offset);
     }
+
+    /// Hints that the line at this place will be written soon. Wrong places are ignored.
+    #[inline]
+    fn prefetch_write(&self, region: RegionId, offset: u64) {
+        let _ = (region, offset);
+    }
 }
 
 /// A contiguous piece of one region.
@@ -159,12 +165,17 @@ impl RegionSet {
         Self(self.0 | other.0)
     }
 
+    #[inline]
     fn members(self) -> impl Iterator<Item = usize> {
         let mut rest = self.0;
         core::iter::from_fn(move || {
-            let first = rest.trailing_zeros();
-            rest &= rest.wrapping_sub(1);
-            (first < 64).then_some(first as usize)
+            if rest == 0 {
+                return None;
+            }
+            let first = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            // Never more, and this way nobody has to check.
+            Some(first % REGIONS_MAX)
         })
     }
 }

@@ -51,6 +51,8 @@ pub struct Request {
     pub(crate) parts_live: u16,
     /// Whether it stands in a list, waiting for its next part to be cut.
     pub(crate) listed: bool,
+    /// Whether its front end has gone, and its buffers with it.
+    pub(crate) orphaned: bool,
 }
 
 /// What of a request has not been cut yet.
@@ -137,6 +139,7 @@ impl Request {
         cursor: Cursor::DONE,
         parts_live: 0,
         listed: false,
+        orphaned: false,
     };
 
     /// The next slice, without moving on; `None` when all is cut.
@@ -249,19 +252,14 @@ impl<'a> Pieces<'a> {
     /// is gone they are skipped; a write that was sent is still sent to its end, from memory
     /// that stays mapped for it.
     #[inline]
-    pub(crate) fn new(
-        request: &Request,
-        part: &Part,
-        chain: &'a [Segment; SEGMENTS_MAX],
-        gone: bool,
-    ) -> Self {
+    pub(crate) fn new(request: &Request, part: &Part, chain: &'a [Segment; SEGMENTS_MAX]) -> Self {
         let len = match part.kind {
             OpKind::Read | OpKind::Write => part.len,
             OpKind::Sync | OpKind::Discard | OpKind::WriteZeroes { .. } => 0,
         };
         let first = usize::from(request.first_segment);
         let segments = &chain[first..first + usize::from(request.segments)];
-        let gone = gone && (part.kind == OpKind::Read || planted(Fault::PayloadLost));
+        let gone = request.orphaned && (part.kind == OpKind::Read || planted(Fault::PayloadLost));
         Self { segments, skip: part.skip, len, gone }
     }
 }

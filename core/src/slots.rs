@@ -91,17 +91,14 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
     /// Takes a free place, whose value is what its last user left; `None` when all are in use.
     #[inline]
     pub fn acquire(&mut self) -> Option<u32> {
-        let index = if self.free != NONE {
-            let index = self.free;
-            self.free = self.places[index as usize].links[0];
-            index
-        } else if self.fresh < self.capacity() {
-            self.fresh += 1;
-            self.fresh - 1
+        let recycled = self.free != NONE;
+        let index = if recycled { self.free } else { self.fresh };
+        let slot = self.places.get_mut(index as usize)?;
+        if recycled {
+            self.free = slot.links[0];
         } else {
-            return None;
-        };
-        let slot = &mut self.places[index as usize];
+            self.fresh += 1;
+        }
         debug_assert!(!slot.in_use());
         slot.generation = slot.generation.wrapping_add(1);
         self.available -= 1;
@@ -194,15 +191,19 @@ impl<const LINK: usize> Fifo<LINK> {
         if self.len == 0 { None } else { Some(self.head) }
     }
 
-    /// The member after `index`.
-    #[must_use]
-    pub fn after<T, const LINKS: usize>(
+    /// The members in order, with their values.
+    #[inline]
+    pub fn iter<'a, T, const LINKS: usize>(
         &self,
-        slots: &Slots<'_, T, LINKS>,
-        index: u32,
-    ) -> Option<u32> {
-        let next = slots.places[index as usize].links[LINK];
-        (next != NONE).then_some(next)
+        slots: &'a Slots<'_, T, LINKS>,
+    ) -> impl Iterator<Item = (u32, &'a T)> {
+        let (mut next, mut left) = (self.head, self.len);
+        core::iter::from_fn(move || {
+            left = left.checked_sub(1)?;
+            let (index, slot) = (next, &slots.places[next as usize]);
+            next = slot.links[LINK];
+            Some((index, &slot.value))
+        })
     }
 
     /// Adds a slot at the end.

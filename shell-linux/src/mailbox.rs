@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -46,9 +47,9 @@ pub enum News {
     Left(DeviceId),
 }
 
-/// An eventfd that says "look at your mailbox".
+/// An eventfd that says "look at your mailbox", and a flag that says the same to who is awake.
 #[derive(Clone, Debug)]
-pub struct Bell(Arc<OwnedFd>);
+pub struct Bell(Arc<(OwnedFd, AtomicBool)>);
 
 impl Bell {
     /// A bell nobody has rung.
@@ -56,24 +57,34 @@ impl Bell {
     /// # Errors
     /// When no descriptor can be had.
     pub fn new() -> rustix::io::Result<Self> {
-        Ok(Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new((fd, AtomicBool::new(false)))))
     }
 
     /// Wakes who waits for it.
     pub fn ring(&self) {
+        self.0.1.store(true, Ordering::Release);
         // A full counter rings as well.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.0.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Whether it has been rung since it was last asked. A shard asks at every turn, and asking
+    /// the mailbox itself takes a fence.
+    #[inline]
+    #[must_use]
+    pub fn has_rung(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed) && self.0.1.swap(false, Ordering::Acquire)
     }
 
     /// Silences it until it is rung again.
     pub fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        let _ = rustix::io::read(&self.0.0, &mut [0; 8]);
     }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.0.as_fd()
     }
 }
 

@@ -398,4 +398,22 @@ impl SharedMemory for Mappings {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (region, offset);
     }
+
+    #[inline]
+    fn prefetch_write(&self, region: RegionId, offset: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(address) = self.find(region, offset, 1) {
+            // SAFETY: a prefetch never faults, and the address lies in a mapping anyway. Where
+            // the processor does not know the instruction it does nothing.
+            unsafe {
+                core::arch::asm!(
+                    "prefetchw [{}]",
+                    in(reg) address,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (region, offset);
+    }
 }

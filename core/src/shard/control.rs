@@ -324,6 +324,7 @@ impl Shard<'_> {
     fn drop_unsent(&mut self, device: u32) {
         for request in self.requests.used_mut() {
             if self.queues[request.queue].device == device && !request.is_done() {
+                request.orphaned = true;
                 request.fail(crate::blk::Status::IoErr);
             }
         }

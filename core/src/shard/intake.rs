@@ -1,6 +1,6 @@
 //! From rings to requests: whose turn it is, and how many chains are taken.
 
-use super::{Shard, Turn};
+use super::{Likely, Shard, Turn};
 use crate::blk::{BlkRequest, Limits, Range, Verdict, parse};
 use crate::device::{Device, QueueId};
 use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
@@ -234,6 +234,10 @@ impl Shard<'_> {
         if available == 0 {
             return Ok(0);
         }
+        let Likely { chain, header, status } = queue.likely;
+        ring.prefetch(mem, chain);
+        mem.prefetch(header.region(), header.offset);
+        mem.prefetch_write(status.region(), status.offset);
         let limit = limit.min(self.requests.available()).min(QUEUE_BATCH.into());
         let wanted = u16::try_from(limit).unwrap_or(QUEUE_BATCH).min(available);
 
@@ -277,6 +281,7 @@ impl Shard<'_> {
         };
         let waiting = ready.len();
         let mut count = 0;
+        let mut last = None;
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
             let Some(slot) = self.requests.acquire() else { break };
             let segments = &mut self.segments[slot as usize];
@@ -299,13 +304,21 @@ impl Shard<'_> {
                 }
             };
             count += 1;
+            last = Some(slot);
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
-            if intake.admit(mem, &chain, segments, ranges, request) {
+            let accepted = intake.admit(mem, &chain, segments, ranges, request);
+            mem.prefetch_write(request.status_at.region(), request.status_at.offset);
+            if accepted {
                 ready.push(&mut self.requests, slot);
             } else if !planted(Fault::RefusedLost) {
                 queue.done.push(&mut self.requests, slot);
             }
+        }
+        if let Some(slot) = last {
+            let request = &self.requests[slot];
+            let header = self.segments[slot as usize][0];
+            queue.likely = Likely { chain: request.token, header, status: request.status_at };
         }
         queue.live += count;
         intake.device.live += count;

@@ -32,7 +32,7 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
-use crate::virtqueue::{QueueFault, Ring};
+use crate::virtqueue::{ChainToken, QueueFault, Ring};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
 #[derive(Debug)]
@@ -119,6 +119,20 @@ enum Turn {
     Armed,
 }
 
+/// What the next chain of a queue will probably lie in: most drivers use first what came back
+/// last. Asked for before the ring has named the chain, its lines come all at once.
+#[derive(Clone, Copy, Debug)]
+struct Likely {
+    chain: ChainToken,
+    header: Segment,
+    status: Segment,
+}
+
+impl Likely {
+    const NOTHING: Self =
+        Self { chain: ChainToken(0), header: Segment::EMPTY, status: Segment::EMPTY };
+}
+
 /// A queue of the pool.
 #[derive(Debug)]
 pub struct Queue {
@@ -137,6 +151,7 @@ pub struct Queue {
     empty: u16,
     /// Requests taken and not given back.
     live: u32,
+    likely: Likely,
     /// Requests to be given back.
     done: Fifo<0>,
     publishing: bool,
@@ -157,6 +172,7 @@ impl Queue {
         turn: Turn::None,
         empty: 0,
         live: 0,
+        likely: Likely::NOTHING,
         done: Fifo::EMPTY,
         publishing: false,
         notifying: false,

@@ -51,8 +51,7 @@ impl Shard<'_> {
         let index = self.parts.find(id).expect("an operation under way");
         let part = &self.parts[index];
         let request = &self.requests[part.request];
-        let gone = self.devices[self.queues[request.queue].device].phase == Phase::Leaving;
-        Pieces::new(request, part, &self.segments[part.request as usize], gone)
+        Pieces::new(request, part, &self.segments[part.request as usize])
     }
 
     /// Takes in the end of an operation, whose payload has been moved by now.

@@ -245,6 +245,13 @@ impl PackedRing {
         }
     }
 
+    /// Asks for the line that will be written when a chain is given back.
+    #[inline]
+    pub fn prefetch(&self, mem: &impl SharedMemory) {
+        let (region, offset) = self.rings.desc;
+        mem.prefetch_write(region, offset + Self::place(self.next_used));
+    }
+
     /// Takes the next `count` descriptors, which were copied, as the chain `id`.
     ///
     /// # Errors

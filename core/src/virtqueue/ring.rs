@@ -80,6 +80,15 @@ impl Ring {
         either!(self, ring => ring.available(mem))
     }
 
+    /// Asks for the lines of a chain that is likely to be taken next.
+    #[inline]
+    pub fn prefetch(&self, mem: &impl SharedMemory, chain: ChainToken) {
+        match self {
+            Self::Split(ring) => ring.prefetch(mem, chain),
+            Self::Packed(ring) => ring.prefetch(mem),
+        }
+    }
+
     /// Writes one of a batch of used chains, the `ahead`-th, invisible until
     /// [`publish`](Self::publish).
     ///

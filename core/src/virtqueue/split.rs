@@ -99,6 +99,9 @@ impl SplitRing {
             return Ok(waiting);
         }
         let (region, offset) = self.rings.avail;
+        // The entry that the index will name comes with it, not after it.
+        let entry = u64::from(self.next_avail & (self.size - 1));
+        mem.prefetch(region, offset + AVAIL_RING + 2 * entry);
         self.seen_avail = match planted(Fault::PlainIndex) {
             false => mem.load_acquire_u16(region, offset + AVAIL_IDX)?,
             true => mem.read::<U16>(region, offset + AVAIL_IDX)?.get(),
@@ -154,6 +157,16 @@ impl SplitRing {
     pub fn prefetch_descriptor(&self, mem: &impl SharedMemory, index: u16) {
         let (region, offset) = self.rings.desc;
         mem.prefetch(region, offset + DESC_BYTES * u64::from(index));
+    }
+
+    /// Asks for the lines of a chain's first descriptor and of the next used entry.
+    #[inline]
+    pub fn prefetch(&self, mem: &impl SharedMemory, chain: ChainToken) {
+        let (region, offset) = self.rings.desc;
+        mem.prefetch(region, offset + DESC_BYTES * u64::from(chain.0));
+        let (region, offset) = self.rings.used;
+        let entry = u64::from(self.next_used & (self.size - 1));
+        mem.prefetch_write(region, offset + USED_RING + 8 * entry);
     }
 
     /// Writes the `ahead`-th used entry behind the published index, invisible until

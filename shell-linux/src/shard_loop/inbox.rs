@@ -12,8 +12,12 @@ use crate::mapping::Mapping;
 
 impl Loop<'_> {
     /// Takes in what the control thread has sent; `true` when it wants an end.
+    #[inline]
     pub(super) fn messages(&mut self) -> bool {
         let mut shutdown = false;
+        if !self.end.bell.has_rung() {
+            return shutdown;
+        }
         while let Ok(message) = self.end.messages.try_recv() {
             match message {
                 Message::Control { device, event, mappings, fd, answer } => {

@@ -2,10 +2,10 @@
 
 use sluice_core::limits::RANGES_MAX;
 use sluice_core::memory::RegionId;
-use sluice_core::virtqueue::{PackedBase, Rings};
 use sluice_core::virtqueue::layout::{
     DESC_BYTES, EVENT_BYTES, avail_ring_bytes, desc_table_bytes, used_ring_bytes,
 };
+use sluice_core::virtqueue::{PackedBase, Rings};
 
 /// Bytes of a slot: header and status lie in one cache line, as they do in Linux' requests.
 pub(super) const SLOT_BYTES: u64 = 64;
@@ -86,7 +86,19 @@ impl Layout {
         let ranges = slots + SLOT_BYTES * size as u64;
         let tables = ranges + RANGES_BYTES * size as u64;
         let packed = false;
-        Self { region, guest, desc, avail, used, slots, ranges, tables, table_entries, size, packed }
+        Self {
+            region,
+            guest,
+            desc,
+            avail,
+            used,
+            slots,
+            ranges,
+            tables,
+            table_entries,
+            size,
+            packed,
+        }
     }
 
     /// The base at which an empty ring begins.

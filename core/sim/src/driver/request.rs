@@ -120,19 +120,40 @@ impl<'a> RequestSpec<'a> {
     /// A flush.
     #[must_use]
     pub const fn flush() -> Self {
-        Self { kind: Kind::Flush, sector: 0, buffers: &[], ranges: &[], shape: Shape::PLAIN, silent: false }
+        Self {
+            kind: Kind::Flush,
+            sector: 0,
+            buffers: &[],
+            ranges: &[],
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// A discard.
     #[must_use]
     pub const fn discard(ranges: &'a [RangeWire]) -> Self {
-        Self { kind: Kind::Discard, sector: 0, buffers: &[], ranges, shape: Shape::PLAIN, silent: false }
+        Self {
+            kind: Kind::Discard,
+            sector: 0,
+            buffers: &[],
+            ranges,
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// A write-zeroes.
     #[must_use]
     pub const fn write_zeroes(ranges: &'a [RangeWire]) -> Self {
-        Self { kind: Kind::WriteZeroes, sector: 0, buffers: &[], ranges, shape: Shape::PLAIN, silent: false }
+        Self {
+            kind: Kind::WriteZeroes,
+            sector: 0,
+            buffers: &[],
+            ranges,
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// The same request in another shape.

@@ -116,9 +116,7 @@ impl World<'_> {
                 index: q.into(),
                 size: self.options.guests[id as usize].0.size.into(),
             },
-            M::Base(q) => {
-                E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)] }
-            }
+            M::Base(q) => E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)] },
             M::Addr(q) => E::SetVringAddr { index: q.into(), addresses: self.addresses(id, q) },
             M::Kick(q) => {
                 let event_idx = front.features.contains(BlkFeatures::EVENT_IDX);
