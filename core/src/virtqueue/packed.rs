@@ -391,9 +391,11 @@ const fn token(id: u16, count: u16) -> ChainToken {
     ChainToken(id as u32 | (count as u32) << 16)
 }
 
+/// The buffer id of a packed chain, and how many entries of the ring it has.
+#[must_use]
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of a number")]
-const fn parts(token: ChainToken) -> (u16, u16) {
+pub const fn parts(token: ChainToken) -> (u16, u16) {
     (token.0 as u16, (token.0 >> 16) as u16)
 }
 
