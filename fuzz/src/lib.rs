@@ -5,7 +5,7 @@
 
 pub mod bytes;
 mod memory;
-mod virtqueue_split;
+mod virtqueue;
 mod blk_request;
 mod slice;
 mod control_events;
@@ -13,4 +13,4 @@ mod control_events;
 pub use blk_request::blk_request;
 pub use control_events::control_events;
 pub use slice::slice;
-pub use virtqueue_split::virtqueue_split;
+pub use virtqueue::{virtqueue_packed, virtqueue_split};

@@ -18,9 +18,9 @@ pub(super) fn refuse(stream: &UnixStream, request: Header) -> rustix::io::Result
 }
 
 /// Says where a stopped ring stands.
-pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u16) -> rustix::io::Result<()> {
+pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u32) -> rustix::io::Result<()> {
     let [a, b, c, d] = u32::from(index).to_ne_bytes();
-    let [e, f, g, h] = u32::from(base).to_ne_bytes();
+    let [e, f, g, h] = base.to_ne_bytes();
     send(stream, GET_VRING_BASE, [a, b, c, d, e, f, g, h])
 }
 

@@ -192,7 +192,7 @@ impl<'e> Connection<'e> {
 
     /// Gives a stop its answer.
     //= spec/vhost-user.md#VHU-9
-    pub(super) fn stopped(&mut self, index: u16, base: u16) -> Result<(), End> {
+    pub(super) fn stopped(&mut self, index: u16, base: u32) -> Result<(), End> {
         if !std::mem::take(&mut self.stopping) {
             return Ok(());
         }

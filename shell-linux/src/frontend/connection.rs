@@ -23,7 +23,7 @@ const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::CONFIGURE_MEM_SLOTS);
 
-/// Device features that the driver knows what to do with.
+/// Device features that the driver uses if the back end has them.
 const KNOWN: BlkFeatures = BlkFeatures::SEG_MAX
     .union(BlkFeatures::RO)
     .union(BlkFeatures::BLK_SIZE)
@@ -48,15 +48,15 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, negotiates everything both sides know except `without`, and reads the
-    /// configuration space.
+    /// Connects, negotiates everything both sides know, of packed rings only if they are in
+    /// `also`, and reads the configuration space.
     ///
     /// # Errors
     /// When nobody listens, or the other side is no virtio-blk device of version 1.
-    pub fn open(path: &Path, without: BlkFeatures) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, also: BlkFeatures) -> anyhow::Result<Self> {
         let mut socket = Socket::connect(path)?;
         let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_FEATURES, &[])?.value;
-        let features = BlkFeatures::from_bits_truncate(offered) & KNOWN & !without;
+        let features = BlkFeatures::from_bits_truncate(offered) & (KNOWN | also);
         ensure!(features.contains(BlkFeatures::VERSION_1), "the device is older than virtio 1.0");
         let has_protocol = features.contains(BlkFeatures::PROTOCOL_FEATURES);
         ensure!(has_protocol, "the back end negotiates no protocol features");
@@ -131,19 +131,19 @@ impl Connection {
         self.socket.tell(FrontendReq::SET_MEM_TABLE, &body, &fds)
     }
 
-    /// Starts a queue. A fresh one begins at `base` 0; one that ran on an earlier connection goes
-    /// on at the used index, as QEMU does it.
+    /// Starts a queue. A fresh one begins at its layout's base; a split one that ran on an earlier
+    /// connection goes on at the used index, as QEMU does it.
     ///
     /// # Errors
     /// When the back end refuses it.
-    pub fn start(&self, memory: &GuestMemory, queue: &Queue, base: u16) -> anyhow::Result<()> {
+    pub fn start(&self, memory: &GuestMemory, queue: &Queue, base: u32) -> anyhow::Result<()> {
         let index = u32::from(queue.index());
         let layout = queue.driver.layout();
-        let state = |request, value: u16| {
-            let state = VhostUserVringState::new(index, value.into());
+        let state = |request, value: u32| {
+            let state = VhostUserVringState::new(index, value);
             self.socket.tell(request, state.as_slice(), &[])
         };
-        state(FrontendReq::SET_VRING_NUM, layout.size)?;
+        state(FrontendReq::SET_VRING_NUM, layout.size.into())?;
         state(FrontendReq::SET_VRING_BASE, base)?;
         let [desc, used, avail] =
             [layout.desc, layout.used, layout.avail].map(|at| memory.user(at));

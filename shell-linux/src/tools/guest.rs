@@ -1,6 +1,6 @@
 //! What the tools that play a guest have in common: memory cut into queues and their data.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -35,11 +35,15 @@ pub(super) struct Guest {
 }
 
 /// Tries for two seconds: a daemon that starts has a socket before it listens.
-pub(super) fn connect(path: &Path, without: BlkFeatures) -> anyhow::Result<Connection> {
+pub(super) fn connect(target: &Target) -> anyhow::Result<Connection> {
+    let also = if target.packed { BlkFeatures::RING_PACKED } else { BlkFeatures::empty() };
     let give_up = Instant::now() + Duration::from_secs(2);
     loop {
-        match Connection::open(path, without) {
-            Ok(connection) => return Ok(connection),
+        match Connection::open(&target.socket_path, also) {
+            Ok(connection) => {
+                ensure!(connection.features().contains(also), "the device has no packed rings");
+                return Ok(connection);
+            }
             Err(error) if Instant::now() > give_up => return Err(error),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
@@ -53,7 +57,9 @@ impl Guest {
         ensure!((1..=most).contains(&wish.queues), "the device has {most} queues");
         ensure!(wish.depth > 0, "a depth of at least 1 is needed");
         let entries = u32::from(wish.depth) * u32::from(wish.descriptors);
-        let size = u16::try_from(entries.next_power_of_two().max(128)).unwrap_or(u16::MAX);
+        let packed = connection.features().contains(BlkFeatures::RING_PACKED);
+        let entries = if packed { entries } else { entries.next_power_of_two() };
+        let size = u16::try_from(entries.max(128)).unwrap_or(u16::MAX);
         ensure!(
             size <= QUEUE_SIZE_MAX,
             "{} requests of {} descriptors do not fit into a ring of {QUEUE_SIZE_MAX}",
@@ -66,7 +72,8 @@ impl Guest {
         let mut layouts = Vec::new();
         let mut end = 0;
         for _ in 0..wish.queues {
-            let layout = Layout::new(REGION, GUEST, end, size, wish.table_entries);
+            let new = if packed { Layout::packed } else { Layout::new };
+            let layout = new(REGION, GUEST, end, size, wish.table_entries);
             end = layout.end().next_multiple_of(4096);
             layouts.push(layout);
         }
@@ -80,7 +87,7 @@ impl Guest {
         for (index, layout) in (0..).zip(layouts) {
             let queue = Queue::new(&mem, index, layout, event_idx)?;
             connection
-                .start(&memory, &queue, 0)
+                .start(&memory, &queue, layout.base())
                 .with_context(|| format!("starting queue {index}"))?;
             queues.push(queue);
         }
@@ -105,6 +112,10 @@ pub(super) struct Target {
     /// Socket of the disk: any vhost-user-blk back end.
     #[arg(long, value_name = "PATH")]
     pub(super) socket_path: PathBuf,
+
+    /// Use packed rings.
+    #[arg(long)]
+    pub(super) packed: bool,
 
     /// Write without asking what is on the disk.
     #[arg(long)]

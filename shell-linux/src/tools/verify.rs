@@ -83,6 +83,7 @@ struct Report {
     size_bytes: u64,
     queues: u16,
     depth: u16,
+    packed: bool,
     seconds: f64,
     violations: Vec<String>,
 }
@@ -92,7 +93,7 @@ struct Report {
 /// # Errors
 /// When the disk cannot be used as asked.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let connection = connect(&args.target.socket_path, BlkFeatures::empty())?;
+    let connection = connect(&args.target)?;
     ensure!(!connection.features().contains(BlkFeatures::RO), "the disk is read-only");
     let sectors = connection.capacity_sectors().min(args.size_limit / 512);
     ensure!(sectors >= connection.block_sectors(), "the disk is smaller than one block");
@@ -138,6 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         size_bytes: area.sectors * 512,
         queues: args.queues,
         depth: args.depth,
+        packed: args.target.packed,
         seconds: begin.elapsed().as_secs_f64(),
         violations,
     };

@@ -339,7 +339,7 @@ proptest! {
         let (mut arena, mem) = (rig::arena(4), rig::memory());
         // The rows of three turns, at any place of a ring that is as long as it is or longer.
         let size = case.size.max(u16::try_from(case.elements().len() + 1).unwrap());
-        let base = base % size | u16::from(wrap) << 15;
+        let base = (base % size) | u16::from(wrap) << 15;
         let mut setup = Setup { size, base, ..case.setup.clone() };
         setup.features |= BlkFeatures::RING_PACKED;
         let mut rig = Rig::new(&mut arena, &mem, setup);
