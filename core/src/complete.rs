@@ -17,6 +17,7 @@ use crate::virtqueue::Ring;
 /// When a ring or the inflight region is no longer mapped; the queue is broken then.
 //= spec/virtqueue.md#VQ-11
 //= spec/blk.md#BLK-15
+//= spec/inflight.md#INF-5
 #[inline]
 pub(crate) fn publish(
     mem: &impl SharedMemory,
@@ -33,7 +34,9 @@ pub(crate) fn publish(
             mem.write(status_at.region(), status_at.offset, &(request.status as u8))?;
         }
         // 2. Its link in the batch's list.
-        if let Some(inflight) = inflight {
+        if let Some(inflight) = inflight
+            && !planted(Fault::LinksForgotten)
+        {
             inflight.link(mem, request.token)?;
         }
         // 3. Its used entry, which nobody looks at before the index moves.
@@ -45,7 +48,14 @@ pub(crate) fn publish(
         inflight.close_batch(mem)?;
     }
     // 5. The used index: from here on the driver has its chains back.
-    ring.publish(mem, count)?;
+    if !planted(Fault::ClearedFirst) {
+        ring.publish(mem, count)?;
+    }
+    if let Some(inflight) = inflight
+        && planted(Fault::SettledEarly)
+    {
+        inflight.settle(mem, ring.next_used())?;
+    }
     // 6. The marks, and the heads may come again.
     for (_, request) in done.iter(requests) {
         if let Some(inflight) = inflight {
@@ -54,6 +64,9 @@ pub(crate) fn publish(
         if !planted(Fault::HeadKept) {
             ring.forget(request.token);
         }
+    }
+    if planted(Fault::ClearedFirst) {
+        ring.publish(mem, count)?;
     }
     // 7. The region agrees with the ring.
     if let Some(inflight) = inflight {

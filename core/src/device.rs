@@ -8,6 +8,7 @@ use bitflags::bitflags;
 
 use crate::blk::config::{BlkConfig, BlkFeatures};
 use crate::image::{ImageConfig, ImageId};
+use crate::inflight;
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
 use crate::memory::{MapFault, MemoryMap, Region, RegionId, find_user};
 use crate::time::Instant;
@@ -51,6 +52,8 @@ bitflags! {
         const REPLY_ACK = 1 << 3;
         /// The configuration space is read by message.
         const CONFIG = 1 << 9;
+        /// What is under way is recorded in memory that outlives the daemon.
+        const INFLIGHT_SHMFD = 1 << 12;
         /// Memory regions come and go one by one.
         const CONFIGURE_MEM_SLOTS = 1 << 15;
     }
@@ -128,10 +131,19 @@ pub enum ControlEvent {
     GetVringBase {
         index: u32,
     },
-    /// An inflight region, mapped by the shell: areas for `queues` queues of `size` entries.
+    /// How large is an inflight region for `queues` queues of `size` entries? The answer is a
+    /// [`ControlReply::Value`]; the shell makes a region of so many bytes, all zeroes, and hands
+    /// it out from offset 0.
+    GetInflight {
+        queues: u16,
+        size: u16,
+    },
+    /// An inflight region, mapped by the shell: its areas begin `offset` bytes into the mapping,
+    /// which is `len` bytes long.
     SetInflight {
         region: RegionId,
         offset: u64,
+        len: u64,
         queues: u16,
         size: u16,
     },
@@ -193,7 +205,7 @@ pub enum ControlFault {
     Leaving,
     /// A message while another's answer is still due.
     Busy,
-    /// An inflight region that does not fit.
+    /// An inflight region that does not fit, or was not negotiated.
     Inflight,
 }
 
@@ -219,10 +231,14 @@ pub(crate) struct Vring {
     pub(crate) queue: u32,
     /// Where its ring goes on, unless it begins.
     pub(crate) base: Option<u32>,
+    /// Whether that is where the queue itself stopped for this front end, drained.
+    pub(crate) drained: bool,
     pub(crate) enabled: bool,
 }
 
 impl Vring {
+    const NONE: Self = Self { queue: NO_QUEUE, base: None, drained: false, enabled: false };
+
     pub(crate) const fn has_queue(&self) -> bool {
         self.queue != NO_QUEUE
     }
@@ -310,8 +326,7 @@ impl Device {
             config,
             phase: Phase::Open,
             map: MemoryMap::new(),
-            vrings: [Vring { queue: NO_QUEUE, base: None, enabled: false };
-                QUEUES_PER_DEVICE_MAX as usize],
+            vrings: [Vring::NONE; QUEUES_PER_DEVICE_MAX as usize],
             features: BlkFeatures::empty(),
             inflight: None,
             live: 0,
@@ -361,7 +376,7 @@ impl Device {
     /// Forgets the front end.
     pub(crate) fn reset(&mut self) {
         self.phase = Phase::Open;
-        self.vrings.fill(Vring { queue: NO_QUEUE, base: None, enabled: false });
+        self.vrings.fill(Vring::NONE);
         self.features = BlkFeatures::empty();
         self.inflight = None;
         self.draining = None;
@@ -444,13 +459,34 @@ impl Device {
                 Ok(Step::Enable { index: self.index(index)?, enable })
             }
             E::GetVringBase { index } => Ok(Step::Stop { index: self.index(index)? }),
-            E::SetInflight { region, offset, queues, size } => {
-                if self.running > 0 || queues == 0 || size == 0 || size > QUEUE_SIZE_MAX {
+            // Nothing to hand out: front ends go on without a region then.
+            //= spec/packed.md#PVQ-13
+            E::GetInflight { queues, size } if self.packed() => {
+                self.inflight_bytes(queues, size)?;
+                answer(ControlReply::Value(0))
+            }
+            E::GetInflight { queues, size } => {
+                answer(ControlReply::Value(self.inflight_bytes(queues, size)?))
+            }
+            //= spec/inflight.md#INF-2
+            E::SetInflight { region, offset, len, queues, size } => {
+                let bytes = self.inflight_bytes(queues, size)?;
+                let end = offset.checked_add(bytes).ok_or(ControlFault::Inflight)?;
+                if self.running > 0 || end > len || offset % inflight::ALIGN_MIN != 0 {
                     return Err(ControlFault::Inflight);
                 }
                 Ok(Step::SetInflight(InflightArea { region, offset, queues, size }))
             }
         }
+    }
+
+    /// Bytes of an inflight region for so many queues of so many entries.
+    //= spec/inflight.md#INF-1
+    fn inflight_bytes(&self, queues: u16, size: u16) -> Result<u64, ControlFault> {
+        let fits = self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD)
+            && (1..=self.config.queues).contains(&queues)
+            && (1..=QUEUE_SIZE_MAX).contains(&size);
+        if fits { Ok(inflight::region_bytes(queues, size)) } else { Err(ControlFault::Inflight) }
     }
 
     //= spec/lifecycle.md#LIF-4

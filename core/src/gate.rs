@@ -77,6 +77,8 @@ impl Header {
 pub enum Arm {
     /// It is dispatched as the message it is.
     Known,
+    /// It is taken off the stream and answered by hand.
+    Own,
     /// It is taken off the stream, and refused if the front end wants to know.
     Unknown,
 }
@@ -101,6 +103,7 @@ pub struct Rule {
 //= spec/vhost-user.md#VHU-3
 #[must_use]
 pub const fn rule(request: u32) -> Rule {
+    let mut arm = Arm::Known;
     let (least, most, descriptors) = match request {
         // GET_FEATURES, SET_OWNER, RESET_OWNER, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
         // GET_MAX_MEM_SLOTS
@@ -116,6 +119,13 @@ pub const fn rule(request: u32) -> Rule {
         12..=14 => (8, 8, (0, 1)),
         // GET_CONFIG, SET_CONFIG: offset, size and flags, then as many bytes as they say
         24 | 25 => (12 + 1, BODY_BYTES_MAX, (0, 0)),
+        // GET_INFLIGHT_FD: the answer has bytes that a dispatcher might leave undefined
+        31 => {
+            arm = Arm::Own;
+            (24, 24, (0, 0))
+        }
+        // SET_INFLIGHT_FD
+        32 => (24, 24, (1, 1)),
         // ADD_MEM_REG
         37 => (40, 40, (1, 1)),
         // REM_MEM_REG: old front ends send a descriptor, which is closed
@@ -130,12 +140,7 @@ pub const fn rule(request: u32) -> Rule {
             };
         }
     };
-    Rule {
-        arm: Arm::Known,
-        body: (least, most),
-        descriptors,
-        ring_word: matches!(request, 12..=14),
-    }
+    Rule { arm, body: (least, most), descriptors, ring_word: matches!(request, 12..=14) }
 }
 
 /// What can be seen on a socket without taking anything from it.

@@ -27,7 +27,8 @@ pub struct OutOfRegion;
 /// Addresses are (region, offset). An implementation checks bounds itself and answers
 /// [`OutOfRegion`]; it never trusts the core's checks, because the trait is safe to call.
 /// Plain reads and writes may tear against the other party; the 16-bit index operations
-/// may not.
+/// may not. All stores are made in the order of the calls: whoever looks after this process was
+/// killed finds the effects of the first so many of them.
 pub trait SharedMemory {
     /// Copies a value out. Any byte pattern may come back.
     ///

@@ -73,6 +73,30 @@ faults! {
     PayloadLost,
     /// A late reply is taken for one to the slot's next use.
     StaleNames,
+    /// The mark that a chain is under way is set before its number.
+    MarkBeforeCounter,
+    /// A fresh inflight area begins at used index 0.
+    UsedIndexNotTaken,
+    /// Recovery settles the last batch before its marks are cleared.
+    SettledFirst,
+    /// Recovery takes only one chain of the last batch for given back.
+    OneHeadBatch,
+    /// Recovery does not look at the last batch.
+    BatchForgotten,
+    /// What was taken last is submitted again first.
+    OrderReversed,
+    /// Marks are cleared before the used index is stored.
+    ClearedFirst,
+    /// A batch is settled before its marks are cleared.
+    SettledEarly,
+    /// The chains of a batch are not linked.
+    LinksForgotten,
+    /// The driver is not notified after a start.
+    RecoveryUnheard,
+    /// A queue goes on at the used index, whatever was taken behind it.
+    TakenForgotten,
+    /// A drained queue leaves its area as it is.
+    AreaKept,
 }
 
 #[cfg(sluice_planted)]

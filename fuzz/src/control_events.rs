@@ -197,7 +197,7 @@ impl<'a> World<'a> {
             3 => E::GetFeatures,
             4 => E::SetFeatures(features(bytes)),
             5 => E::GetProtocolFeatures,
-            6 => E::SetProtocolFeatures(bytes.pick(&[0, 0x8209, 1, 9, 1 << 12, u64::MAX])),
+            6 => E::SetProtocolFeatures(bytes.pick(&[0, 0x8209, 0x9209, 9, 1 << 13, u64::MAX])),
             7 => E::GetQueueNum,
             8 => E::GetMaxMemSlots,
             9 => {
@@ -233,6 +233,7 @@ impl<'a> World<'a> {
                 Some(region) => E::SetInflight {
                     region,
                     offset: bytes.pick(&[0, 64, 0x1fff, u64::MAX, u64::MAX - 63]),
+                    len: bytes.pick(&[REGION_BYTES, u64::MAX, 0x140, 0]),
                     queues: bytes.below(4).into(),
                     size: bytes.pick(&[16, 4, 0, 1024, 1025]),
                 },

@@ -45,7 +45,7 @@ fn b39_a_guest_that_loses_its_memory_loses_its_disk_and_nobody_else_does() {
         let layout = Layout::new(REGION, GUEST, 0, 16, 0);
         let queue = Queue::new(&mem, 0, layout, true).unwrap();
         connection.share(&memory).unwrap();
-        connection.start(&memory, &queue, 0).unwrap();
+        connection.start(&memory, queue.wires(), 0).unwrap();
         // From here on nobody may touch the memory, this process included.
         shared_file().set_len(0).unwrap();
         queue.kick();

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig};
 use sluice_core::image::{Backing, ImageConfig};
-use sluice_core::inflight::queue_bytes;
+use sluice_core::inflight::region_bytes;
 use sluice_core::memory::{Region, RegionId};
 use sluice_core::op::Reply;
 use sluice_core::shard::{Budget, Effect, Granted, Input, Shard};
@@ -26,7 +26,7 @@ const SIZE: u16 = 256;
 #[must_use]
 pub fn memory() -> FlatMemory {
     let guest = usize::try_from(MEMORY_BYTES).expect("small");
-    let inflight = usize::try_from(queue_bytes(SIZE)).expect("small");
+    let inflight = usize::try_from(region_bytes(1, SIZE)).expect("small");
     let mem = FlatMemory::new(&[guest, inflight]);
     mem.fill(INFLIGHT, 0, &vec![0; inflight]);
     mem
@@ -73,7 +73,13 @@ impl<'a> Belt<'a> {
         let new = if packed { Layout::packed } else { Layout::new };
         let layout = new(RegionId(0), 0, 0, SIZE, 0);
         let driver = Driver::new(mem, layout, true).expect("memory for the driver");
-        let area = ControlEvent::SetInflight { region: INFLIGHT, offset: 0, queues: 1, size: SIZE };
+        let area = ControlEvent::SetInflight {
+            region: INFLIGHT,
+            offset: 0,
+            len: region_bytes(1, SIZE),
+            queues: 1,
+            size: SIZE,
+        };
         let mut features = features(true);
         features.set(BlkFeatures::RING_PACKED, packed);
         let events = connect(features, &[region])

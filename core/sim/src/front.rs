@@ -167,7 +167,7 @@ impl Front {
     /// Starts all queues where they were stopped.
     pub fn start_all(&mut self, prng: &mut Prng) {
         use Message as M;
-        if self.inflight {
+        if self.inflight && self.has_protocol() {
             self.script.push_back(M::Inflight);
         }
         let (first, enable_late) = (prng.below(self.queues.into()), prng.chance(500));

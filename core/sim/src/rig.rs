@@ -11,7 +11,8 @@ use std::collections::VecDeque;
 use packed::Hand;
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{
-    ControlEvent, ControlReply, DeviceConfig, DeviceId, QueueId, RegionList, RingAddresses,
+    ControlEvent, ControlReply, DeviceConfig, DeviceId, ProtocolFeatures, QueueId, RegionList,
+    RingAddresses,
 };
 use sluice_core::image::{Backing, ImageConfig, ImageId};
 use sluice_core::limits::QUEUE_SIZE_MAX;
@@ -133,6 +134,8 @@ pub struct Rig<'a> {
     pub ram: Ram,
     /// Notifications to the guest.
     pub notified: u32,
+    /// Those at the start of the queue are counted apart.
+    pub notified_at_start: u32,
     /// How the queue broke.
     pub broken: Option<QueueFault>,
     /// Effects that the rig has no use for, the replies among them.
@@ -164,6 +167,7 @@ impl<'a> Rig<'a> {
             image,
             ram: Ram::default(),
             notified: 0,
+            notified_at_start: 0,
             broken: None,
             effects: VecDeque::new(),
             setup,
@@ -196,14 +200,31 @@ impl<'a> Rig<'a> {
             self.store_u16(self.avail(), 0);
         }
         (self.next_avail, self.next_used) = (self.setup.base, self.setup.base);
+        self.go_on(more, self.setup.base);
+    }
+
+    /// The same for a guest whose ring is in use: the queue goes on at `base`.
+    ///
+    /// # Panics
+    /// When the core refuses any of it.
+    pub fn go_on(&mut self, more: &[ControlEvent], base: u16) {
+        self.go_on_in(self.mem, more, base);
+    }
+
+    /// The same while the core sees the memory in another way.
+    ///
+    /// # Panics
+    /// When the core refuses any of it.
+    pub fn go_on_in(&mut self, mem: &impl SharedMemory, more: &[ControlEvent], base: u16) {
         self.broken = None;
-        let (index, size, mut base) = (0, self.setup.size.into(), u32::from(self.setup.base));
+        let (index, size, mut base) = (0, self.setup.size.into(), u32::from(base));
         if self.is_packed() {
             base |= base << 16;
         }
         let regions = RegionList::from_slice(&self.setup.regions).expect("few regions");
         let addresses = self.addresses();
         let first = [
+            ControlEvent::SetProtocolFeatures(ProtocolFeatures::all().bits()),
             ControlEvent::SetOwner,
             ControlEvent::SetFeatures(self.setup.features.bits()),
             ControlEvent::SetMemTable(regions),
@@ -216,8 +237,19 @@ impl<'a> Rig<'a> {
             ControlEvent::SetVringEnable { index, enable: true },
         ];
         for event in first.into_iter().chain(more.iter().cloned()).chain(last) {
-            assert_eq!(self.control(event), Some(ControlReply::Done));
+            self.input_in(mem, Input::Control(self.device, event));
+            assert_eq!(self.reply(), Some(ControlReply::Done));
         }
+        self.notified_at_start = 0;
+        while self.shard.poll_notify().is_some() {
+            self.notified_at_start += 1;
+        }
+    }
+
+    /// Moves the used index, which is not the guest's to write.
+    pub fn set_used(&mut self, index: u16) {
+        self.next_used = index;
+        self.store_u16(USED_IDX + self.used_ring(), index);
     }
 
     /// Hands a message in and returns its answer.
@@ -226,6 +258,10 @@ impl<'a> Rig<'a> {
     /// Never: only cluster updates can be refused.
     pub fn control(&mut self, event: ControlEvent) -> Option<ControlReply> {
         self.input(Input::Control(self.device, event));
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Option<ControlReply> {
         let at = self.effects.iter().position(|effect| matches!(effect, Effect::Reply(..)))?;
         match self.effects.remove(at) {
             Some(Effect::Reply(_, reply)) => Some(reply),
@@ -238,8 +274,12 @@ impl<'a> Rig<'a> {
     /// # Panics
     /// When it is a cluster update that the map refuses.
     pub fn input(&mut self, input: Input) {
-        self.shard.handle(Instant(0), self.mem, input).expect("no cluster update is refused");
-        self.take_effects(self.mem);
+        self.input_in(self.mem, input);
+    }
+
+    fn input_in(&mut self, mem: &impl SharedMemory, input: Input) {
+        self.shard.handle(Instant(0), mem, input).expect("no cluster update is refused");
+        self.take_effects(mem);
     }
 
     /// Entries of the ring.

@@ -3,8 +3,9 @@
 use super::*;
 
 /// Numbers that are dispatched; the protocol's names are in the rules.
-const KNOWN: [u32; 21] =
-    [1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 25, 36, 37, 38];
+const KNOWN: [u32; 22] =
+    [1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 25, 32, 36, 37, 38];
+const OWN: [u32; 1] = [31];
 
 fn header(request: u32, flags: u32, size: u32) -> Header {
     Header { request, flags, size }
@@ -50,8 +51,11 @@ fn headers_keep_their_bytes() {
 #[test]
 fn b05_every_number_has_an_arm() {
     for request in requests() {
-        let known = KNOWN.contains(&request);
-        let arm = if known { Arm::Known } else { Arm::Unknown };
+        let arm = match request {
+            _ if KNOWN.contains(&request) => Arm::Known,
+            _ if OWN.contains(&request) => Arm::Own,
+            _ => Arm::Unknown,
+        };
         assert_eq!(rule(request).arm, arm, "{request}");
         let Decision::Whole(decided, header) = judge(&whole(request)) else {
             panic!("{request} is refused");

@@ -3,11 +3,11 @@
 use super::{Queue, Shard, Turn};
 use crate::blk::config::BlkFeatures;
 use crate::device::{
-    ControlEvent, ControlFault, ControlReply, Device, DeviceId, NO_QUEUE, Phase, QueueId,
-    RegionList, RingAddresses, Step, find_rings,
+    ControlEvent, ControlFault, ControlReply, Device, DeviceId, InflightArea, NO_QUEUE, Phase,
+    ProtocolFeatures, QueueId, RegionList, RingAddresses, Step, find_rings,
 };
 use crate::image::{Capture, CaptureNews};
-use crate::inflight::{self, Inflight};
+use crate::inflight::{self, InflightFault};
 use crate::memory::{RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
@@ -55,7 +55,9 @@ impl Shard<'_> {
                 if self.running(device, index).is_some() {
                     return Err(ControlFault::Running);
                 }
-                self.devices[device].vrings[usize::from(index)].base = Some(base);
+                let vring = &mut self.devices[device].vrings[usize::from(index)];
+                vring.drained &= vring.base == Some(base);
+                vring.base = Some(base);
             }
             Step::SetAddresses { index, addresses } => {
                 self.set_addresses(device, index, addresses)?;
@@ -63,15 +65,12 @@ impl Shard<'_> {
             Step::Start { index } => self.start(mem, device, index)?,
             // What was signalled on the old descriptor may not have been heard.
             Step::Notify { index } => {
-                if let Some(queue) = self.running(device, index)
-                    && !self.queues[queue].notifying
-                {
-                    self.queues[queue].notifying = true;
-                    self.notifying.push(&mut self.queues, queue);
+                if let Some(queue) = self.running(device, index) {
+                    self.notify(queue);
                 }
             }
             Step::Enable { index, enable } => self.enable(mem, device, index, enable),
-            Step::Stop { index } => return Ok(self.stop(now, device, index)),
+            Step::Stop { index } => return Ok(self.stop(now, mem, device, index)),
             Step::ReplaceTable => {
                 if let ControlEvent::SetMemTable(regions) = event {
                     self.replace_table(device, regions)?;
@@ -156,29 +155,51 @@ impl Shard<'_> {
         let owner = &self.devices[device];
         let rings = find_rings(owner.map.regions(), &addresses, size, owner.packed())?;
         let ring = open_ring(mem, owner, rings, size, owner.base(index))?;
-        let inflight = match owner.inflight {
-            None => None,
-            //= spec/packed.md#PVQ-13
-            Some(_) if owner.packed() => return Err(ControlFault::Inflight),
-            Some(area) if index >= area.queues || size > area.size => {
-                return Err(ControlFault::Inflight);
-            }
-            Some(area) => {
-                let before = u64::from(index) * inflight::queue_bytes(area.size);
-                let offset = area.offset.checked_add(before).ok_or(ControlFault::Inflight)?;
-                Some(
-                    Inflight::start(mem, area.region, offset, size, ring.next_used())
-                        .map_err(|_| ControlFault::Inflight)?,
-                )
-            }
-        };
+        //= spec/packed.md#PVQ-13
+        let fits = |area: InflightArea| index < area.queues && size <= area.size && !owner.packed();
+        if !owner.inflight.is_none_or(fits) {
+            return Err(ControlFault::Inflight);
+        }
         self.queues[queue].ring = Some(ring);
-        self.queues[queue].inflight = inflight;
         self.devices[device].running += 1;
         self.trace.push(TraceEvent::QueueStarted(id));
-        if self.devices[device].is_enabled(index) {
+        if let Err(fault) = self.recover(mem, queue) {
+            self.break_queue(queue, fault);
+        } else if self.devices[device].is_enabled(index) {
             self.activate(mem, queue);
         }
+        //= spec/recovery.md#REC-8
+        if !planted(Fault::RecoveryUnheard) {
+            self.notify(queue);
+        }
+        Ok(())
+    }
+
+    /// Finds out what an earlier daemon left of a queue that starts.
+    //= spec/recovery.md#REC-1
+    //= spec/recovery.md#REC-9
+    fn recover(&mut self, mem: &impl SharedMemory, queue: u32) -> Result<(), QueueFault> {
+        let queue = &mut self.queues[queue];
+        let device = &self.devices[queue.device];
+        let ring = match &mut queue.ring {
+            Some(Ring::Split(ring)) => ring,
+            // Whoever hands in two places knows what lies between them; nobody here does.
+            Some(Ring::Packed(ring)) if ring.is_held() => return Err(InflightFault::Missing.into()),
+            Some(Ring::Packed(_)) | None => return Ok(()),
+        };
+        let Some(area) = device.inflight else {
+            let tracked = device.protocol_features().contains(ProtocolFeatures::INFLIGHT_SHMFD);
+            if !tracked || device.vrings[usize::from(queue.index)].drained {
+                return Ok(());
+            }
+            let state = ring.state(mem)?;
+            let idle = state.avail_idx == state.used_idx;
+            return if idle { Ok(()) } else { Err(InflightFault::Missing.into()) };
+        };
+        let offset = area.offset + inflight::region_bytes(queue.index, area.size);
+        let (inflight, again) = inflight::resume(mem, area.region, offset, ring.state(mem)?)?;
+        ring.resubmit(again);
+        queue.inflight = Some(inflight);
         Ok(())
     }
 
@@ -194,32 +215,51 @@ impl Shard<'_> {
         }
     }
 
-    /// Fetches no more and answers when nothing is under way.
+    /// Fetches nothing new, and answers when nothing is under way. What an earlier daemon took
+    /// belongs to that, so it is taken again first.
     //= spec/lifecycle.md#LIF-14
-    fn stop(&mut self, now: Instant, device: u32, index: u16) -> ControlReply {
+    //= spec/recovery.md#REC-10
+    fn stop(
+        &mut self,
+        now: Instant,
+        mem: &impl SharedMemory,
+        device: u32,
+        index: u16,
+    ) -> ControlReply {
         let Some(queue) = self.running(device, index) else {
             return ControlReply::VringBase { index, base: self.devices[device].base(index) };
         };
         self.deactivate(queue);
-        if self.queues[queue].live == 0 || planted(Fault::EarlyStop) {
-            return self.stopped(device, queue);
+        let state = &mut self.queues[queue];
+        let resubmitting = state.ring.as_mut().is_some_and(|ring| {
+            ring.close();
+            ring.is_resubmitting()
+        });
+        if planted(Fault::EarlyStop) || (state.live == 0 && !resubmitting) {
+            return self.stopped(mem, device, queue);
+        }
+        if resubmitting {
+            self.activate(mem, queue);
         }
         self.devices[device].draining = Some((index, now));
         ControlReply::Deferred
     }
 
-    fn stopped(&mut self, device: u32, queue: u32) -> ControlReply {
+    fn stopped(&mut self, mem: &impl SharedMemory, device: u32, queue: u32) -> ControlReply {
         // The last batch may have just been published: its notification is still to be polled.
         debug_assert!(!self.queues[queue].publishing, "nothing is under way");
+        self.deactivate(queue);
         let state = &mut self.queues[queue];
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];
         if let Some(ring) = state.ring.take() {
             vring.base = Some(ring.base());
+            vring.drained = true;
             self.devices[device].running -= 1;
         }
         let state = &mut self.queues[queue];
-        state.inflight = None;
+        // A region that is gone needs no closing.
+        let _ = state.inflight.take().map(|inflight| inflight.close(mem));
         state.broken = None;
         state.addresses = None;
         let (id, base) = (state.id(), self.devices[device].base(index));
@@ -228,14 +268,15 @@ impl Shard<'_> {
     }
 
     /// The last request of a queue has been given back.
-    pub(super) fn drained(&mut self, device: u32, queue: u32) {
+    pub(super) fn drained(&mut self, mem: &impl SharedMemory, device: u32, queue: u32) {
         if self.devices[device].phase == Phase::Leaving {
             self.leave_if_done(device);
         } else if let Some((index, _)) = self.devices[device].draining
             && index == self.queues[queue].index
+            && !self.queues[queue].ring.as_ref().is_some_and(Ring::is_resubmitting)
         {
             self.devices[device].draining = None;
-            self.devices[device].late_reply = Some(self.stopped(device, queue));
+            self.devices[device].late_reply = Some(self.stopped(mem, device, queue));
             self.list_device(device);
         }
     }

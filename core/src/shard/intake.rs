@@ -209,6 +209,13 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.broken = Some(fault);
         queue.reported = false;
+        // A stop that waited for more to be taken again waits no longer than for the rest.
+        let drained = queue.live == 0 && queue.ring.as_mut().is_some_and(Ring::give_up);
+        if drained && !queue.publishing {
+            queue.publishing = true;
+            self.publishing.push(&mut self.queues, index);
+        }
+        let queue = &mut self.queues[index];
         let (id, device) = (queue.id(), queue.device);
         self.counters.broken_queues += 1;
         self.trace.push(TraceEvent::QueueBroken(id, fault));

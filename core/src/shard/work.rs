@@ -210,6 +210,7 @@ impl Shard<'_> {
         let device = &mut self.devices[device_index];
         //= spec/lifecycle.md#LIF-13
         let published = match &mut queue.ring {
+            _ if count == 0 => Ok(false),
             Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
                 self.counters.batches += 1;
                 complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
@@ -226,18 +227,28 @@ impl Shard<'_> {
             self.counters.errors += u64::from(request.status != Status::Ok);
             self.requests.release(slot);
         }
-        if published == Ok(true) && !queue.notifying {
-            queue.notifying = true;
-            self.notifying.push(&mut self.queues, index);
+        if published == Ok(true) {
+            self.notify(index);
         }
         if unused {
             self.list_device(device_index);
         }
         if published.is_err() {
             self.break_queue(index, QueueFault::RingUnmapped);
+            // What is marked is not given back: whoever comes next has to see that.
+            self.queues[index].inflight = None;
         }
         if self.queues[index].live == 0 {
-            self.drained(device_index, index);
+            self.drained(mem, device_index, index);
+        }
+    }
+
+    /// Lists a queue for the next notifications.
+    #[inline]
+    pub(super) fn notify(&mut self, index: u32) {
+        if !self.queues[index].notifying {
+            self.queues[index].notifying = true;
+            self.notifying.push(&mut self.queues, index);
         }
     }
 

@@ -14,6 +14,7 @@ pub use split::SplitRing;
 
 use ids::IdSet;
 
+use crate::inflight::InflightFault;
 use crate::memory::OutOfRegion;
 use crate::planted::{Fault, planted};
 
@@ -36,8 +37,14 @@ pub enum QueueFault {
     BadChain,
     /// A ring no longer lies in mapped memory.
     RingUnmapped,
-    /// The inflight region handed over is not one that this queue can go on from.
-    BadInflight,
+    /// The queue cannot go on from its inflight region.
+    Inflight(InflightFault),
+}
+
+impl From<InflightFault> for QueueFault {
+    fn from(fault: InflightFault) -> Self {
+        Self::Inflight(fault)
+    }
 }
 
 impl From<OutOfRegion> for QueueFault {

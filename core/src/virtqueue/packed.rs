@@ -190,6 +190,12 @@ impl PackedRing {
         PackedBase { avail: self.next_avail, used: self.next_used }
     }
 
+    /// Whether entries are held that were not given back.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.held > 0
+    }
+
     const fn place(at: Position) -> u64 {
         DESC_BYTES * at.index() as u64
     }

@@ -26,6 +26,7 @@ impl Rings {
 /// The device's side of one running virtqueue. What the methods promise stands at the formats.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the formats")]
+#[expect(clippy::large_enum_variant, reason = "a queue has room for either, and there is no box")]
 pub enum Ring {
     Split(SplitRing),
     Packed(PackedRing),
@@ -68,6 +69,30 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.next_used(),
             Self::Packed(ring) => ring.base().used.bits(),
+        }
+    }
+
+    /// Whether chains wait to be taken again.
+    #[must_use]
+    pub fn is_resubmitting(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_resubmitting(),
+            Self::Packed(_) => false,
+        }
+    }
+
+    /// Takes nothing new any more; what is to be taken again still is.
+    pub const fn close(&mut self) {
+        if let Self::Split(ring) = self {
+            ring.close();
+        }
+    }
+
+    /// Takes nothing again; `false` when there was nothing.
+    pub fn give_up(&mut self) -> bool {
+        match self {
+            Self::Split(ring) => ring.give_up(),
+            Self::Packed(_) => false,
         }
     }
 

@@ -10,6 +10,7 @@ use super::layout::{
     USED_RING, UsedElement, avail_event_offset, used_event_offset,
 };
 use super::{ChainToken, IdSet, QueueFault, Rings, passes_event};
+use crate::inflight::{Resubmission, RingState};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -28,6 +29,10 @@ pub struct SplitRing {
     next_used: u16,
     /// Heads taken and not yet given back.
     in_flight: IdSet,
+    /// Those of them that an earlier daemon took: they are taken again before anything new.
+    again: Resubmission,
+    /// Whether nothing new is taken.
+    closed: bool,
 }
 
 impl SplitRing {
@@ -54,7 +59,54 @@ impl SplitRing {
             seen_avail: base,
             next_used,
             in_flight: IdSet::EMPTY,
+            again: Resubmission::new(),
+            closed: false,
         })
+    }
+
+    /// What the ring says at its start, the driver's index as it is now.
+    ///
+    /// # Errors
+    /// [`QueueFault::RingUnmapped`] when the available ring cannot be read.
+    pub fn state(&self, mem: &impl SharedMemory) -> Result<RingState, QueueFault> {
+        let (region, offset) = self.rings.avail;
+        let avail_idx = mem.load_acquire_u16(region, offset + AVAIL_IDX)?;
+        let (size, used_idx, base) = (self.size, self.next_used, self.next_avail);
+        Ok(RingState { size, avail_idx, used_idx, base })
+    }
+
+    /// Goes on where an earlier daemon was killed: these heads, which lie below the size, are
+    /// taken again before anything new is.
+    //= spec/recovery.md#REC-5
+    //= spec/recovery.md#REC-6
+    pub fn resubmit(&mut self, again: Resubmission) {
+        for &head in &again {
+            self.in_flight.insert(head);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "no more than there are heads")]
+        let taken = again.len() as u16;
+        let taken = if planted(Fault::TakenForgotten) { 0 } else { taken };
+        self.next_avail = self.next_used.wrapping_add(taken);
+        self.seen_avail = self.next_avail;
+        self.again = again;
+    }
+
+    /// Whether heads wait to be taken again.
+    #[must_use]
+    pub fn is_resubmitting(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// Takes nothing new any more; what is to be taken again still is.
+    pub const fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Takes nothing again; `false` when there was nothing.
+    pub fn give_up(&mut self) -> bool {
+        let resubmitting = self.is_resubmitting();
+        self.again.clear();
+        resubmitting
     }
 
     /// Moves to other mappings of the same rings.
@@ -98,6 +150,10 @@ impl SplitRing {
         if waiting != 0 {
             return Ok(waiting);
         }
+        if self.closed || !self.again.is_empty() {
+            #[expect(clippy::cast_possible_truncation, reason = "no more than there are heads")]
+            return Ok(self.again.len() as u16);
+        }
         let (region, offset) = self.rings.avail;
         // The entry that the index will name comes with it, not after it.
         let entry = u64::from(self.next_avail & (self.size - 1));
@@ -123,7 +179,9 @@ impl SplitRing {
     //= spec/virtqueue.md#VQ-5
     #[inline]
     pub fn take(&mut self, mem: &impl SharedMemory) -> Result<u16, QueueFault> {
-        debug_assert!(self.seen_avail != self.next_avail);
+        if self.seen_avail == self.next_avail {
+            return Ok(self.again.pop().expect("counted before"));
+        }
         let (region, offset) = self.rings.avail;
         let entry = u64::from(self.next_avail & (self.size - 1));
         let head: U16 = mem.read(region, offset + AVAIL_RING + 2 * entry)?;

@@ -1,16 +1,17 @@
-//! Answers written by hand: the refusal of an unknown request, and a stop's late answer.
+//! Answers written by hand: the refusal of an unknown request, a stop's late answer, and an
+//! inflight region.
 
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
-use sluice_core::gate::{HEADER_BYTES, Header};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use sluice_core::gate::Header;
 
 /// `GET_VRING_BASE`.
 const GET_VRING_BASE: Header = Header { request: 11, flags: 0, size: 0 };
-
-/// Bytes of a body: one number, or a ring's number and its state.
-const BODY_BYTES: usize = 8;
 
 /// Says no to a request.
 pub(super) fn refuse(stream: &UnixStream, request: Header) -> rustix::io::Result<()> {
@@ -24,14 +25,41 @@ pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u32) -> rustix::
     send(stream, GET_VRING_BASE, [a, b, c, d, e, f, g, h])
 }
 
+/// Hands an inflight region out, from its first byte on, or none of 0 bytes, for `(queues, size)` as they were asked.
+pub(super) fn inflight(
+    stream: &UnixStream,
+    request: Header,
+    bytes: u64,
+    (queues, size): (u16, u16),
+    region: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<()> {
+    let mut body = [0; 24];
+    body[..8].copy_from_slice(&bytes.to_ne_bytes());
+    body[16..18].copy_from_slice(&queues.to_ne_bytes());
+    body[18..20].copy_from_slice(&size.to_ne_bytes());
+    send_with(stream, request, &body, region.as_slice())
+}
+
+fn send(stream: &UnixStream, request: Header, body: [u8; 8]) -> rustix::io::Result<()> {
+    send_with(stream, request, &body, &[])
+}
+
 /// The gate has seen room for an answer, and nothing has been sent since: one that does not fit
 /// now is an error.
-fn send(stream: &UnixStream, request: Header, body: [u8; BODY_BYTES]) -> rustix::io::Result<()> {
-    let mut bytes = [0; HEADER_BYTES + BODY_BYTES];
-    let (header, rest) = bytes.split_at_mut(HEADER_BYTES);
-    header.copy_from_slice(&request.answer(8).to_bytes());
-    rest.copy_from_slice(&body);
+fn send_with(
+    stream: &UnixStream,
+    request: Header,
+    body: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let message = [&request.answer(size).to_bytes()[..], body].concat();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    let sent = rustix::net::send(stream, &bytes, flags)?;
-    if sent == bytes.len() { Ok(()) } else { Err(Errno::AGAIN) }
+    let sent = sendmsg(stream, &[IoSlice::new(&message)], &mut control, flags)?;
+    if sent == message.len() { Ok(()) } else { Err(Errno::AGAIN) }
 }

@@ -1,19 +1,20 @@
 //! One front end's connection: look, judge, and let one whole message in at a time.
 
 use core::fmt;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluice_core::device::DeviceId;
+use sluice_core::device::ControlEvent;
 use sluice_core::gate::{self, Arm, Decision, GateFault, Header};
 use vhost::vhost_user::BackendReqHandler;
 
+use super::descriptors::sealed_region;
+use super::disk::Disk;
 use super::handler::{Handler, Verdict};
-use super::quiet::Quiet;
 use super::{answer, look};
-use crate::mailbox::ControlEnd;
 
 /// Messages of one connection before the others have their turn.
 const BUDGET: u32 = 16;
@@ -83,13 +84,10 @@ impl<'e> Connection<'e> {
     #[expect(clippy::arc_with_non_send_sync, reason = "the dispatcher asks for it; one thread")]
     pub(super) fn new(
         stream: UnixStream,
-        end: &'e ControlEnd,
-        device: DeviceId,
-        name: Rc<str>,
-        quiet: Rc<Quiet>,
+        disk: Rc<Disk<'e>>,
         now: Instant,
     ) -> std::io::Result<Self> {
-        let handler = Arc::new(Handler::new(end, device, name, quiet));
+        let handler = Arc::new(Handler::new(disk));
         let requests = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&handler));
         Ok(Self { stream, requests, handler, opened: now, stuck: None, stopping: false })
     }
@@ -147,6 +145,7 @@ impl<'e> Connection<'e> {
                     self.stuck = None;
                     match arm {
                         Arm::Known => self.dispatch(header)?,
+                        Arm::Own => self.inflight(header)?,
                         Arm::Unknown => self.unknown(header)?,
                     }
                 }
@@ -176,13 +175,35 @@ impl<'e> Connection<'e> {
     //= spec/vhost-user.md#VHU-3
     fn unknown(&self, header: Header) -> Result<(), End> {
         tracing::debug!(request = header.request, "a request that is not implemented");
-        if !look::take(&self.stream, header).map_err(End::Socket)? {
-            return Err(End::Gate(GateFault::Cut));
-        }
+        self.take(header)?;
         if self.is_told(header) {
             answer::refuse(&self.stream, header).map_err(End::Socket)?;
         }
         Ok(())
+    }
+
+    /// Makes the front end a region for the record of what is in flight. There is no way to
+    /// refuse one but to close.
+    //= spec/vhost-user.md#VHU-13
+    fn inflight(&self, header: Header) -> Result<(), End> {
+        let body = self.take(header)?;
+        let number = |at| u16::from_ne_bytes([body[at], body[at + 1]]);
+        let (queues, size) = (number(16), number(18));
+        let refused = |_| match self.handler.take_verdict() {
+            Verdict::ShardGone => End::ShardGone,
+            _ => End::Refused,
+        };
+        let bytes =
+            self.handler.number(ControlEvent::GetInflight { queues, size }).map_err(refused)?;
+        // No bytes are no region.
+        let region = (bytes > 0).then(|| sealed_region(bytes)).transpose().map_err(End::Socket)?;
+        let fd = region.as_ref().map(AsFd::as_fd);
+        answer::inflight(&self.stream, header, bytes, (queues, size), fd).map_err(End::Socket)
+    }
+
+    fn take(&self, header: Header) -> Result<Vec<u8>, End> {
+        let body = look::take(&self.stream, header).map_err(End::Socket)?;
+        body.ok_or(End::Gate(GateFault::Cut))
     }
 
     /// Whether the front end hears of a refusal.

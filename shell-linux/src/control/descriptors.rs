@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, ensure};
-use rustix::fs::OFlags;
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::FdFlags;
 
 /// Takes a received descriptor over. It arrives inheritable, and a child has no business with a
@@ -31,4 +31,13 @@ pub(super) fn check_eventfd(fd: impl AsFd) -> anyhow::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
     Ok(())
+}
+
+/// Memory of so many zero bytes that nobody can take pages from while it is mapped.
+pub(super) fn sealed_region(bytes: u64) -> rustix::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let region = memfd_create("sluice-inflight", flags)?;
+    ftruncate(&region, bytes)?;
+    fcntl_add_seals(&region, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(region)
 }

@@ -9,9 +9,9 @@ use rustix::event::PollFlags;
 use sluice_core::device::DeviceId;
 
 use super::connection::{Connection, End, Progress};
-use super::quiet::Quiet;
+use super::disk::Disk;
 use super::{look, sys};
-use crate::mailbox::{ControlEnd, Message};
+use crate::mailbox::Message;
 
 /// How long a listener that cannot accept is left alone.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -36,11 +36,8 @@ struct Peer {
 
 /// A disk as the control thread knows it.
 pub(super) struct Front<'e> {
-    pub(super) device: DeviceId,
     pub(super) shard: usize,
-    name: Rc<str>,
-    end: &'e ControlEnd,
-    quiet: Rc<Quiet>,
+    disk: Rc<Disk<'e>>,
     listener: Option<UnixListener>,
     client: Client<'e>,
     /// Whether somebody may wait at the listener.
@@ -49,24 +46,19 @@ pub(super) struct Front<'e> {
 }
 
 impl<'e> Front<'e> {
-    pub(super) fn new(
-        device: DeviceId,
-        shard: usize,
-        end: &'e ControlEnd,
-        name: &str,
-        listener: Option<UnixListener>,
-    ) -> Self {
+    pub(super) fn new(shard: usize, disk: Disk<'e>, listener: Option<UnixListener>) -> Self {
         Self {
-            device,
             shard,
-            name: name.into(),
-            end,
-            quiet: Rc::new(Quiet::new()),
+            disk: Rc::new(disk),
             waiting: listener.is_some(),
             listener,
             client: Client::None,
             accept_due: None,
         }
+    }
+
+    pub(super) fn device(&self) -> DeviceId {
+        self.disk.device
     }
 
     pub(super) const fn listener(&self) -> Option<&UnixListener> {
@@ -90,11 +82,10 @@ impl<'e> Front<'e> {
         // Reading is gated, writing never finds the socket full: blocking calls do not block.
         stream.set_nonblocking(false)?;
         rustix::io::fcntl_setfd(&stream, rustix::io::FdFlags::CLOEXEC)?;
-        let (name, quiet) = (Rc::clone(&self.name), Rc::clone(&self.quiet));
         let peer = sys::peer(&stream)?;
         let peer = Peer { pid: peer.pid, uid: peer.uid, announced: false };
-        tracing::debug!(disk = %self.name, peer.pid, peer.uid, "connection");
-        let connection = Connection::new(stream, self.end, self.device, name, quiet, now)?;
+        tracing::debug!(disk = %self.disk.name, peer.pid, peer.uid, "connection");
+        let connection = Connection::new(stream, Rc::clone(&self.disk), now)?;
         self.client = Client::Connected(Box::new(connection), peer);
         Ok(())
     }
@@ -116,7 +107,7 @@ impl<'e> Front<'e> {
             Err(error) => Err(error),
         };
         if let Err(error) = accepted {
-            tracing::error!(disk = %self.name, %error, "cannot take a front end in");
+            tracing::error!(disk = %self.disk.name, %error, "cannot take a front end in");
             self.accept_due = Some(now + ACCEPT_RETRY);
             return false;
         }
@@ -136,7 +127,7 @@ impl<'e> Front<'e> {
         let progress = connection.turn(now);
         if connection.is_owned() && !peer.announced {
             peer.announced = true;
-            tracing::info!(disk = %self.name, peer.pid, peer.uid, "front end connected");
+            tracing::info!(disk = %self.disk.name, peer.pid, peer.uid, "front end connected");
         }
         match progress {
             Progress::Parked => false,
@@ -166,13 +157,13 @@ impl<'e> Front<'e> {
         // end all the same.
         let _ = connection.stream().shutdown(Shutdown::Both);
         self.client = Client::Leaving;
-        self.end.send(Message::FrontEndGone(self.device));
+        self.disk.end.send(Message::FrontEndGone(self.disk.device));
         let Peer { pid, uid, announced } = peer;
-        let name = &self.name;
+        let name = &self.disk.name;
         match end {
             End::Gone if announced => tracing::info!(disk = %name, pid, uid, "{end}"),
             End::Gone => tracing::debug!(disk = %name, pid, uid, "{end}"),
-            _ if self.quiet.allows() => {
+            _ if self.disk.quiet.allows() => {
                 tracing::warn!(disk = %name, pid, uid, "connection closed: {end}");
             }
             _ => {}

@@ -6,13 +6,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use sluice_core::device::{ControlEvent, ControlReply};
 use vhost::vhost_user::{Error, Result};
 
 use super::descriptors::{check_eventfd, own};
-use super::quiet::Quiet;
+use super::disk::Disk;
 use super::remedy::{Refusal, remedy};
-use crate::mailbox::ControlEnd;
 use crate::mapping::Mapping;
 
 /// What became of a message, beside what the dispatcher says.
@@ -35,10 +34,7 @@ pub(super) enum Verdict {
 
 /// One connection's handler.
 pub(super) struct Handler<'e> {
-    end: &'e ControlEnd,
-    device: DeviceId,
-    name: Rc<str>,
-    quiet: Rc<Quiet>,
+    disk: Rc<Disk<'e>>,
     verdict: Cell<Verdict>,
     owned: Cell<bool>,
     told_features: Cell<bool>,
@@ -46,17 +42,9 @@ pub(super) struct Handler<'e> {
 }
 
 impl<'e> Handler<'e> {
-    pub(super) fn new(
-        end: &'e ControlEnd,
-        device: DeviceId,
-        name: Rc<str>,
-        quiet: Rc<Quiet>,
-    ) -> Self {
+    pub(super) fn new(disk: Rc<Disk<'e>>) -> Self {
         Self {
-            end,
-            device,
-            name,
-            quiet,
+            disk,
             verdict: Cell::default(),
             owned: Cell::default(),
             told_features: Cell::default(),
@@ -67,6 +55,11 @@ impl<'e> Handler<'e> {
     /// What became of the last message.
     pub(super) fn take_verdict(&self) -> Verdict {
         self.verdict.take()
+    }
+
+    /// Whether tracking of requests in flight is offered.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.disk.tracked
     }
 
     /// Whether a front end has made itself the owner.
@@ -105,7 +98,7 @@ impl<'e> Handler<'e> {
         mappings: Vec<Mapping>,
         fd: Option<OwnedFd>,
     ) -> Result<ControlReply> {
-        match self.end.ask(self.device, event, mappings, fd) {
+        match self.disk.end.ask(self.disk.device, event, mappings, fd) {
             Some(ControlReply::Refused(fault)) => {
                 self.refuse(&Refusal::Core(fault));
                 if fault.closes() {
@@ -143,8 +136,8 @@ impl<'e> Handler<'e> {
 
     pub(super) fn refuse(&self, refusal: &Refusal) -> Error {
         self.verdict.set(Verdict::Nack);
-        if self.quiet.allows() {
-            tracing::warn!(disk = %self.name, "refused: {refusal}; {}", remedy(refusal));
+        if self.disk.quiet.allows() {
+            tracing::warn!(disk = %self.disk.name, "refused: {refusal}; {}", remedy(refusal));
         }
         Error::InvalidOperation("refused")
     }

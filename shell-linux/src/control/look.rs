@@ -66,21 +66,20 @@ pub(super) fn ready(
     }
 }
 
-/// Takes a whole message off the stream and closes its descriptors; `false` when it was not
-/// there after all.
-pub(super) fn take(stream: &UnixStream, header: Header) -> rustix::io::Result<bool> {
-    let mut left = HEADER_BYTES + header.size as usize;
-    let mut bytes = [0; 512];
-    while left > 0 {
-        let room = left.min(bytes.len());
+/// Takes a whole message off the stream, closes its descriptors and returns its body; `None` when
+/// it was not there after all.
+pub(super) fn take(stream: &UnixStream, header: Header) -> rustix::io::Result<Option<Vec<u8>>> {
+    let mut message = vec![0; HEADER_BYTES + header.size as usize];
+    let mut taken = 0;
+    while taken < message.len() {
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        match receive(stream, &mut bytes[..room], flags) {
-            Ok(seen) if seen.bytes > 0 => left -= seen.bytes,
-            Ok(_) | Err(Errno::AGAIN) => return Ok(false),
+        match receive(stream, &mut message[taken..], flags) {
+            Ok(seen) if seen.bytes > 0 => taken += seen.bytes,
+            Ok(_) | Err(Errno::AGAIN) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(Some(message.split_off(HEADER_BYTES)))
 }
 
 struct Received {

@@ -18,6 +18,8 @@ use super::handler::Handler;
 use super::remedy::Refusal;
 use crate::mapping::Mapping;
 
+const TRACKING: u64 = ProtocolFeatures::INFLIGHT_SHMFD.bits();
+
 /// Regions are numbered by the place of their mapping until the shard gives them their numbers.
 fn region(place: usize, region: &VhostUserMemoryRegion) -> Region {
     Region {
@@ -57,6 +59,7 @@ impl VhostUserBackendReqHandler for Handler<'_> {
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
         self.number(ControlEvent::GetProtocolFeatures)
+            .map(|offered| if self.is_tracked() { offered } else { offered & !TRACKING })
             .map(VhostUserProtocolFeatures::from_bits_retain)
     }
 
@@ -194,8 +197,19 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         self.unexpected()
     }
 
-    fn set_inflight_fd(&self, _area: &VhostUserInflight, _file: File) -> Result<()> {
-        self.unexpected()
+    //= spec/vhost-user.md#VHU-14
+    fn set_inflight_fd(&self, area: &VhostUserInflight, file: File) -> Result<()> {
+        let fd = own(file).map_err(|error| Error::SocketError(error.into()))?;
+        let mapping = Mapping::new(fd, area.mmap_offset, area.mmap_size)
+            .map_err(|error| self.refuse(&Refusal::Inflight(error)))?;
+        let event = ControlEvent::SetInflight {
+            region: RegionId(0),
+            offset: 0,
+            len: area.mmap_size,
+            queues: area.num_queues,
+            size: area.queue_size,
+        };
+        self.ask(event, vec![mapping], None).map(drop)
     }
 
     fn set_device_state_fd(

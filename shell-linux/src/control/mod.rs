@@ -7,6 +7,7 @@
 mod answer;
 mod connection;
 mod descriptors;
+mod disk;
 mod front;
 mod handler;
 mod look;
@@ -25,7 +26,9 @@ use rustix::io::Errno;
 use sluice_core::device::{ControlReply, DeviceId};
 
 use self::connection::End;
+use self::disk::Disk;
 use self::front::Front;
+use self::quiet::Quiet;
 use crate::mailbox::{Bell, ControlEnd, News};
 
 /// A disk and the way to it.
@@ -56,11 +59,14 @@ pub struct Options {
     /// How long a message may stay incomplete or unanswerable, and how long a front end that
     /// says nothing may keep others out.
     pub patience: Duration,
+    /// Whether tracking of requests in flight is offered. Without it a restart under load loses
+    /// requests; tests want to see that.
+    pub tracked: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(5) }
+        Self { patience: Duration::from_secs(5), tracked: true }
     }
 }
 
@@ -89,7 +95,9 @@ pub fn run(
             Socket::Listen(listener) => (Some(listener), None),
             Socket::Connected(stream) => (None, Some(stream)),
         };
-        let mut front = Front::new(device, shard, &ends[shard], &name, listener);
+        let (end, quiet) = (&ends[shard], Quiet::new());
+        let disk = Disk { device, name: name.clone(), end, quiet, tracked: options.tracked };
+        let mut front = Front::new(shard, disk, listener);
         if let Some(listener) = front.listener() {
             listener.set_nonblocking(true).context(name.clone())?;
             watch(&poller, listener, Token::Listener(index))?;
@@ -201,7 +209,7 @@ impl Loop<'_> {
         for (shard, end) in self.ends.iter().enumerate() {
             while let Ok(news) = end.news.try_recv() {
                 let (News::Late(device, _) | News::Evict(device) | News::Left(device)) = news;
-                let of_it = |front: &Front<'_>| (front.shard, front.device) == (shard, device);
+                let of_it = |front: &Front<'_>| (front.shard, front.device()) == (shard, device);
                 let Some(index) = self.fronts.iter().position(of_it) else { continue };
                 let front = &mut self.fronts[index];
                 match news {

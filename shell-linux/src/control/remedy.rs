@@ -14,13 +14,17 @@ pub(super) enum Refusal {
     Memory(anyhow::Error),
     /// A ring's descriptor that cannot be used.
     Ring(anyhow::Error),
+    /// An inflight region that cannot be mapped.
+    Inflight(anyhow::Error),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ControlFault as F;
         let text = match self {
-            Self::Memory(error) | Self::Ring(error) => return write!(f, "{error:#}"),
+            Self::Memory(error) | Self::Ring(error) | Self::Inflight(error) => {
+                return write!(f, "{error:#}");
+            }
             Self::Core(fault) => match fault {
                 F::Owner => "a message out of turn: who owns the device?",
                 F::NotOffered => "features that were not offered",
@@ -59,7 +63,7 @@ pub(super) fn remedy(refusal: &Refusal) -> &'static str {
         }
         Refusal::Core(F::QueueSize) => "give its queues another size (QEMU: queue-size=)",
         Refusal::Core(F::Memory(MapFault::Full)) => "give the virtual machine fewer memory devices",
-        Refusal::Core(_) | Refusal::Ring(_) => {
+        Refusal::Core(_) | Refusal::Ring(_) | Refusal::Inflight(_) => {
             "this looks like a fault of the front end: please report it with its version"
         }
     }

@@ -1,27 +1,29 @@
 //! One connection to a back end: what is negotiated, and what runs over it.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sluice_core::blk::{BlkConfig, BlkFeatures};
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion, VhostUserU64,
-    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserInflight, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion,
+    VhostUserU64, VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::memory::GUEST;
 use super::wire::Socket;
-use super::{GuestMemory, Queue};
+use super::{GuestMemory, InflightRegion, Queue, Wires};
 
 /// Protocol features that are used if the back end has them.
 const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIG)
-    .union(Protocol::CONFIGURE_MEM_SLOTS);
+    .union(Protocol::CONFIGURE_MEM_SLOTS)
+    .union(Protocol::INFLIGHT_SHMFD);
 
 /// Device features that the driver uses if the back end has them.
 const KNOWN: BlkFeatures = BlkFeatures::SEG_MAX
@@ -54,29 +56,57 @@ impl Connection {
     /// # Errors
     /// When nobody listens, or the other side is no virtio-blk device of version 1.
     pub fn open(path: &Path, also: BlkFeatures) -> anyhow::Result<Self> {
-        let mut socket = Socket::connect(path)?;
-        let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_FEATURES, &[])?.value;
-        let features = BlkFeatures::from_bits_truncate(offered) & (KNOWN | also);
+        let (socket, offered) = hello(path)?;
+        let features = offered & (KNOWN | also);
         ensure!(features.contains(BlkFeatures::VERSION_1), "the device is older than virtio 1.0");
         let has_protocol = features.contains(BlkFeatures::PROTOCOL_FEATURES);
         ensure!(has_protocol, "the back end negotiates no protocol features");
         let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_PROTOCOL_FEATURES, &[])?.value;
         let protocol = Protocol::from_bits_truncate(offered) & PROTOCOL;
         ensure!(protocol.contains(Protocol::CONFIG), "the device shows no configuration space");
-        let bits = VhostUserU64::new(protocol.bits());
-        socket.tell(FrontendReq::SET_PROTOCOL_FEATURES, bits.as_slice(), &[])?;
-        socket.reply_ack = protocol.contains(Protocol::REPLY_ACK);
-        socket.tell(FrontendReq::SET_OWNER, &[], &[])?;
-        let queues_max = if protocol.contains(Protocol::MQ) {
-            let queues = socket.ask::<VhostUserU64>(FrontendReq::GET_QUEUE_NUM, &[])?.value;
-            u16::try_from(queues).unwrap_or(u16::MAX)
-        } else {
-            1
-        };
-        let config = read_config(&socket)?;
-        let bits = VhostUserU64::new(features.bits());
-        socket.tell(FrontendReq::SET_FEATURES, bits.as_slice(), &[])?;
-        Ok(Self { socket, protocol, features, config, queues_max })
+        let (config, queues_max) = (BlkConfig::new_zeroed(), 1);
+        let mut this = Self { socket, protocol, features, config, queues_max };
+        this.introduce()?;
+        this.config = read_config(&this.socket)?;
+        this.set_features()?;
+        Ok(this)
+    }
+
+    /// Connects to the back end's successor with what was negotiated before. The guest has been
+    /// told already, so nothing is open to negotiation, and the configuration is not read again.
+    ///
+    /// # Errors
+    /// When nobody listens, or the successor cannot do what its predecessor could.
+    pub fn reopen(&self, path: &Path) -> anyhow::Result<Self> {
+        let (socket, offered) = hello(path)?;
+        let &Self { protocol, features, config, queues_max, .. } = self;
+        let lost = features & !offered;
+        ensure!(lost.is_empty(), "the device has lost features: {lost:?}");
+        let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_PROTOCOL_FEATURES, &[])?.value;
+        let lost = protocol & !Protocol::from_bits_truncate(offered);
+        ensure!(lost.is_empty(), "the back end has lost protocol features: {lost:?}");
+        let mut this = Self { socket, protocol, features, config, queues_max };
+        this.introduce()?;
+        this.set_features()?;
+        Ok(this)
+    }
+
+    /// Says what is spoken and who owns the device.
+    fn introduce(&mut self) -> anyhow::Result<()> {
+        let bits = VhostUserU64::new(self.protocol.bits());
+        self.socket.tell(FrontendReq::SET_PROTOCOL_FEATURES, bits.as_slice(), &[])?;
+        self.socket.reply_ack = self.protocol.contains(Protocol::REPLY_ACK);
+        self.socket.tell(FrontendReq::SET_OWNER, &[], &[])?;
+        if self.protocol.contains(Protocol::MQ) {
+            let queues = self.socket.ask::<VhostUserU64>(FrontendReq::GET_QUEUE_NUM, &[])?.value;
+            self.queues_max = u16::try_from(queues).unwrap_or(u16::MAX);
+        }
+        Ok(())
+    }
+
+    fn set_features(&self) -> anyhow::Result<()> {
+        let bits = VhostUserU64::new(self.features.bits());
+        self.socket.tell(FrontendReq::SET_FEATURES, bits.as_slice(), &[])
     }
 
     /// What was negotiated.
@@ -131,14 +161,41 @@ impl Connection {
         self.socket.tell(FrontendReq::SET_MEM_TABLE, &body, &fds)
     }
 
+    /// Has a region made that keeps what is in flight in so many queues of so many entries;
+    /// `None` when the back end does not track that, or not for packed rings.
+    ///
+    /// # Errors
+    /// When the back end fails to make one.
+    pub fn make_inflight(&self, queues: u16, size: u16) -> anyhow::Result<Option<InflightRegion>> {
+        let packed = self.features.contains(BlkFeatures::RING_PACKED);
+        if packed || !self.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+            return Ok(None);
+        }
+        let wish = VhostUserInflight::new(0, 0, queues, size);
+        let (made, fd) = self
+            .socket
+            .ask_fd::<VhostUserInflight>(FrontendReq::GET_INFLIGHT_FD, wish.as_slice())?;
+        let (bytes, offset) = (made.mmap_size, made.mmap_offset);
+        Ok(Some(InflightRegion { fd, bytes, offset, queues, size }))
+    }
+
+    /// Hands the region over, before any queue is started.
+    ///
+    /// # Errors
+    /// When the back end refuses it.
+    pub fn share_inflight(&self, region: &InflightRegion) -> anyhow::Result<()> {
+        let fds = [region.fd.as_fd()];
+        self.socket.tell(FrontendReq::SET_INFLIGHT_FD, region.describe().as_slice(), &fds)
+    }
+
     /// Starts a queue. A fresh one begins at its layout's base; a split one that ran on an earlier
     /// connection goes on at the used index, as QEMU does it.
     ///
     /// # Errors
     /// When the back end refuses it.
-    pub fn start(&self, memory: &GuestMemory, queue: &Queue, base: u32) -> anyhow::Result<()> {
-        let index = u32::from(queue.index());
-        let layout = queue.driver.layout();
+    pub fn start(&self, memory: &GuestMemory, queue: &Wires, base: u32) -> anyhow::Result<()> {
+        let Wires { index, layout, kick, call } = queue;
+        let index = u32::from(*index);
         let state = |request, value: u32| {
             let state = VhostUserVringState::new(index, value);
             self.socket.tell(request, state.as_slice(), &[])
@@ -151,12 +208,9 @@ impl Connection {
         let rings = VhostUserVringAddr::new(index, flags, desc, used, avail, 0);
         self.socket.tell(FrontendReq::SET_VRING_ADDR, rings.as_slice(), &[])?;
         let number = VhostUserU64::new(index.into());
-        let events = [
-            (FrontendReq::SET_VRING_CALL, queue.call_fd()),
-            (FrontendReq::SET_VRING_KICK, queue.kick_fd()),
-        ];
+        let events = [(FrontendReq::SET_VRING_CALL, call), (FrontendReq::SET_VRING_KICK, kick)];
         for (request, fd) in events {
-            self.socket.tell(request, number.as_slice(), &[fd])?;
+            self.socket.tell(request, number.as_slice(), &[fd.as_fd()])?;
         }
         state(FrontendReq::SET_VRING_ENABLE, 1)
     }
@@ -177,6 +231,13 @@ impl Connection {
     pub fn wait_closed(&self, at_most: Duration) -> bool {
         self.socket.wait_closed(at_most)
     }
+}
+
+/// Connects and hears what device is there.
+fn hello(path: &Path) -> anyhow::Result<(Socket, BlkFeatures)> {
+    let socket = Socket::connect(path)?;
+    let offered = socket.ask::<VhostUserU64>(FrontendReq::GET_FEATURES, &[])?.value;
+    Ok((socket, BlkFeatures::from_bits_truncate(offered)))
 }
 
 fn read_config(socket: &Socket) -> anyhow::Result<BlkConfig> {

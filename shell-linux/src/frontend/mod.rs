@@ -6,9 +6,11 @@
 
 mod wire;
 mod memory;
+mod inflight;
 mod queue;
 mod connection;
 
 pub use connection::Connection;
+pub use inflight::InflightRegion;
 pub use memory::{GUEST, GuestMemory, REGION};
-pub use queue::{Queue, Waker};
+pub use queue::{Queue, Wires};

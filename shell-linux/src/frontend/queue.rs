@@ -1,11 +1,12 @@
 //! A queue: a driver, and the two eventfds between it and the device.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use sluice_core::memory::SharedMemory;
+use sluice_core::virtqueue::layout::USED_IDX;
 use sluice_sim::driver::{Driver, Layout};
 
 /// One queue of a guest. Like the memory it outlives connections.
@@ -13,19 +14,32 @@ use sluice_sim::driver::{Driver, Layout};
 pub struct Queue {
     /// The rings' owner.
     pub driver: Driver,
-    index: u16,
-    kick: OwnedFd,
-    call: OwnedFd,
+    wires: Wires,
 }
 
-/// Ends another thread's [`Queue::wait`].
+/// What a back end is given of a queue. Whoever drives the queue keeps the rest, so that another
+/// thread can hand it to the next back end.
 #[derive(Debug)]
-pub struct Waker(OwnedFd);
+pub struct Wires {
+    pub(super) index: u16,
+    pub(super) layout: Layout,
+    pub(super) kick: OwnedFd,
+    pub(super) call: OwnedFd,
+}
 
-impl Waker {
-    /// The same as an interrupt.
-    pub fn wake(&self) {
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+impl Wires {
+    /// The same as an interrupt: ends another thread's [`Queue::wait`].
+    pub fn interrupt(&self) {
+        let _ = rustix::io::write(&self.call, &1_u64.to_ne_bytes());
+    }
+
+    /// The device's used index, from the ring.
+    ///
+    /// # Errors
+    /// When the ring is not mapped.
+    pub fn used_index(&self, mem: &impl SharedMemory) -> anyhow::Result<u16> {
+        let offset = self.layout.used + USED_IDX;
+        mem.load_acquire_u16(self.layout.region, offset).ok().context("rings outside memory")
     }
 }
 
@@ -44,13 +58,13 @@ impl Queue {
         let fd = |flags| eventfd(0, EventfdFlags::CLOEXEC | flags).context("eventfd");
         // The call descriptor blocks: waiting for an interrupt is then a single call.
         let (kick, call) = (fd(EventfdFlags::NONBLOCK)?, fd(EventfdFlags::empty())?);
-        Ok(Self { driver, index, kick, call })
+        Ok(Self { driver, wires: Wires { index, layout, kick, call } })
     }
 
     /// Its number.
     #[must_use]
     pub const fn index(&self) -> u16 {
-        self.index
+        self.wires.index
     }
 
     /// Shows the device what was added and notifies it if it wants to know.
@@ -64,7 +78,7 @@ impl Queue {
 
     /// Notifies the device. A counter that is full has not been read: it will be.
     pub fn kick(&self) {
-        let _ = rustix::io::write(&self.kick, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.wires.kick, &1_u64.to_ne_bytes());
     }
 
     /// Sleeps until the device interrupts.
@@ -73,12 +87,12 @@ impl Queue {
     /// When the eventfd is broken.
     pub fn wait(&self) -> anyhow::Result<()> {
         loop {
-            match rustix::io::read(&self.call, &mut [0; 8]) {
+            match rustix::io::read(&self.wires.call, &mut [0; 8]) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 // The flag belongs to both ends, and the other one may have set it.
                 Err(Errno::AGAIN) => {
-                    let mut fds = [PollFd::new(&self.call, PollFlags::IN)];
+                    let mut fds = [PollFd::new(&self.wires.call, PollFlags::IN)];
                     let _ = poll(&mut fds, None);
                 }
                 Err(error) => return Err(error).context("waiting for an interrupt"),
@@ -86,19 +100,19 @@ impl Queue {
         }
     }
 
-    /// For waking the thread that will [`wait`](Self::wait).
+    /// What a back end is given.
+    #[must_use]
+    pub const fn wires(&self) -> &Wires {
+        &self.wires
+    }
+
+    /// The same, to be kept by another thread.
     ///
     /// # Errors
     /// When there are no more descriptors.
-    pub fn waker(&self) -> anyhow::Result<Waker> {
-        Ok(Waker(self.call.try_clone().context("eventfd")?))
-    }
-
-    pub(super) fn kick_fd(&self) -> BorrowedFd<'_> {
-        self.kick.as_fd()
-    }
-
-    pub(super) fn call_fd(&self) -> BorrowedFd<'_> {
-        self.call.as_fd()
+    pub fn share_wires(&self) -> anyhow::Result<Wires> {
+        let Wires { index, layout, kick, call } = &self.wires;
+        let copy = |fd: &OwnedFd| fd.try_clone().context("eventfd");
+        Ok(Wires { index: *index, layout: *layout, kick: copy(kick)?, call: copy(call)? })
     }
 }

@@ -3,16 +3,19 @@
 //! One message at a time, one answer for each that has one. Nothing a back end sends is believed
 //! before its length and its number are right.
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE, VhostUserU64};
 use vm_memory::ByteValued;
 
@@ -66,6 +69,29 @@ impl Socket {
     ) -> anyhow::Result<T> {
         self.send(request, 0, body, &[])?;
         self.receive(request)
+    }
+
+    /// The same for an answer that brings a descriptor along.
+    pub(super) fn ask_fd<T: ByteValued + Default>(
+        &self,
+        request: FrontendReq,
+        body: &[u8],
+    ) -> anyhow::Result<(T, OwnedFd)> {
+        self.send(request, 0, body, &[])?;
+        let mut first = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        // The descriptor comes with the first byte of the header; the rest is looked at below.
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        recvmsg(&self.stream, &mut [IoSliceMut::new(&mut first)], &mut control, flags)
+            .with_context(|| format!("waiting for {request:?}"))?;
+        let mut fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fd = fds.next().and_then(|mut fds| fds.next());
+        let fd = fd.with_context(|| format!("the answer to {request:?} brings no descriptor"))?;
+        Ok((self.receive(request)?, fd))
     }
 
     /// The same for an answer whose length is known only to the caller.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use sluice_core::memory::Region;
 use sluice_core::shard::Input;
 
 use super::{Loop, watch};
@@ -51,8 +52,9 @@ impl Loop<'_> {
                     region.id = id;
                 }
             }
-            ControlEvent::AddMemRegion(region) => {
-                region.id = *ids.first().expect("a region comes with its mapping");
+            ControlEvent::AddMemRegion(Region { id, .. })
+            | ControlEvent::SetInflight { region: id, .. } => {
+                *id = *ids.first().expect("a region comes with its mapping");
             }
             _ => {}
         }

@@ -184,7 +184,7 @@ impl Loop<'_> {
             }
             empty = empty.wrapping_add(1);
             if spin > Duration::ZERO && self.shard.has_queues() {
-                if empty == 1 {
+                if poll != Poll::Busy && empty == 1 {
                     worked = Clock::now();
                 }
                 if poll == Poll::Busy

@@ -11,6 +11,7 @@
 mod align;
 mod aside;
 mod counters;
+mod delayed;
 mod engine;
 mod file;
 mod ground;
@@ -30,11 +31,13 @@ mod work;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use sluice_core::image::ImageConfig;
 use sluice_core::op::{Op, Piece, Reply};
 
 pub use counters::Counters;
+pub use delayed::Delayed;
 pub use file::FileStore;
 pub use holder::Holder;
 pub use lock::Captured;
@@ -54,6 +57,8 @@ pub enum Store {
     Memory(Memory),
     /// A raw file.
     File(FileStore),
+    /// One of the others, with late answers.
+    Delayed(Delayed),
 }
 
 impl Store {
@@ -79,6 +84,14 @@ impl Store {
         Ok(Self::File(FileStore::open(path, options)?))
     }
 
+    /// The same image with some answers up to so late, for tests.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn delayed(self, at_most: Duration, seed: u64) -> anyhow::Result<Self> {
+        Ok(Self::Delayed(Delayed::new(self, at_most, seed)?))
+    }
+
     /// What a device on this image shows.
     #[must_use]
     pub fn config(&self) -> ImageConfig {
@@ -86,6 +99,7 @@ impl Store {
             Self::Null(null) => null.config(),
             Self::Memory(memory) => memory.config(),
             Self::File(file) => file.config(),
+            Self::Delayed(delayed) => delayed.store.config(),
         }
     }
 
@@ -110,14 +124,17 @@ impl Store {
             Self::Null(null) => Some(null.submit(op)),
             Self::Memory(memory) => Some(memory.submit(op, pieces, mem)),
             Self::File(file) => file.submit(op, pieces, mem),
+            Self::Delayed(delayed) => delayed.submit(op, pieces, mem),
         }
     }
 
     /// Hands everything that was begun since the last call over, in one go.
     #[inline]
     pub fn kick(&mut self) {
-        if let Self::File(file) = self {
-            file.kick();
+        match self {
+            Self::File(file) => file.kick(),
+            Self::Delayed(delayed) => delayed.store.kick(),
+            Self::Null(_) | Self::Memory(_) => {}
         }
     }
 
@@ -127,6 +144,7 @@ impl Store {
     pub fn reap(&mut self) -> Option<Reply> {
         match self {
             Self::File(file) => file.reap(),
+            Self::Delayed(delayed) => delayed.reap(),
             Self::Null(_) | Self::Memory(_) => None,
         }
     }
@@ -137,6 +155,7 @@ impl Store {
     pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::File(file) => file.wake_fd(),
+            Self::Delayed(delayed) => Some(delayed.wake_fd()),
             Self::Null(_) | Self::Memory(_) => None,
         }
     }
@@ -145,14 +164,17 @@ impl Store {
     pub fn capture(&mut self) -> Captured {
         match self {
             Self::File(file) => file.capture(),
+            Self::Delayed(delayed) => delayed.store.capture(),
             Self::Null(_) | Self::Memory(_) => Captured::Yes,
         }
     }
 
     /// Gives the image up, as soon as nothing is under way.
     pub fn release(&mut self) {
-        if let Self::File(file) = self {
-            file.release();
+        match self {
+            Self::File(file) => file.release(),
+            Self::Delayed(delayed) => delayed.store.release(),
+            Self::Null(_) | Self::Memory(_) => {}
         }
     }
 
@@ -163,6 +185,7 @@ impl Store {
     pub fn poison(&mut self) -> anyhow::Result<()> {
         match self {
             Self::File(file) => file.poison(),
+            Self::Delayed(delayed) => delayed.store.poison(),
             Self::Null(_) | Self::Memory(_) => Ok(()),
         }
     }
@@ -172,6 +195,7 @@ impl Store {
     pub fn counters(&self) -> Counters {
         match self {
             Self::File(file) => file.counters(),
+            Self::Delayed(delayed) => delayed.store.counters(),
             Self::Null(_) | Self::Memory(_) => Counters::default(),
         }
     }
@@ -183,6 +207,7 @@ impl fmt::Display for Store {
             Self::Null(null) => null.fmt(f),
             Self::Memory(memory) => memory.fmt(f),
             Self::File(file) => file.fmt(f),
+            Self::Delayed(delayed) => delayed.fmt(f),
         }
     }
 }

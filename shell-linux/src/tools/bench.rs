@@ -21,7 +21,7 @@ use super::consent;
 use super::guest::{Guest, Target, Wish, connect, parse_seconds};
 use super::load::{Found, Load, Watch};
 use super::report::{Report, bytes};
-use crate::frontend::{Queue, REGION, Waker};
+use crate::frontend::{Queue, REGION, Wires};
 use crate::mapping::Mappings;
 use crate::{cpu, size};
 
@@ -118,7 +118,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the disk cannot be used as asked, or is gone before the end.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let connection = connect(&args.target)?;
+    let connection = connect(&args.target.socket_path, args.target.packed)?;
     let block_bytes = 512 * connection.block_sectors();
     ensure!(
         args.bs > 0 && args.bs.is_multiple_of(block_bytes),
@@ -158,7 +158,7 @@ fn measure(args: &Args, mut guest: Guest, blocks: u64) -> anyhow::Result<(Found,
     let watch = Watch::default();
     let begin = Instant::now();
     let queues = core::mem::take(&mut guest.queues);
-    let wakers = queues.iter().map(Queue::waker).collect::<anyhow::Result<Vec<_>>>()?;
+    let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
     let (guest, watch) = (&guest, &watch);
     let progress = progress(args);
     thread::scope(|scope| {
@@ -172,7 +172,7 @@ fn measure(args: &Args, mut guest: Guest, blocks: u64) -> anyhow::Result<(Found,
             }
             if watch.abort.load(Ordering::Relaxed) || begin.elapsed() > args.warm + args.seconds {
                 // A thread that sleeps for a device that is gone, or that is too slow.
-                wakers.iter().for_each(Waker::wake);
+                wires.iter().for_each(Wires::interrupt);
             }
             if last.elapsed() > Duration::from_millis(200) {
                 let done = watch.done.load(Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What the tools that play a guest have in common: memory cut into queues and their data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -8,7 +8,8 @@ use sluice_core::blk::BlkFeatures;
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_sim::driver::Layout;
 
-use crate::frontend::{Connection, GUEST, GuestMemory, Queue, REGION};
+use crate::frontend::{Connection, GUEST, GuestMemory, InflightRegion, Queue, REGION, Wires};
+use crate::mapping::Mappings;
 
 /// What a guest is to have.
 #[derive(Clone, Copy, Debug)]
@@ -29,17 +30,18 @@ pub(super) struct Wish {
 pub(super) struct Guest {
     pub(super) connection: Connection,
     pub(super) memory: GuestMemory,
+    inflight: Option<InflightRegion>,
     pub(super) queues: Vec<Queue>,
     wish: Wish,
     data: u64,
 }
 
 /// Tries for two seconds: a daemon that starts has a socket before it listens.
-pub(super) fn connect(target: &Target) -> anyhow::Result<Connection> {
-    let also = if target.packed { BlkFeatures::RING_PACKED } else { BlkFeatures::empty() };
+pub(super) fn connect(path: &Path, packed: bool) -> anyhow::Result<Connection> {
+    let also = if packed { BlkFeatures::RING_PACKED } else { BlkFeatures::empty() };
     let give_up = Instant::now() + Duration::from_secs(2);
     loop {
-        match Connection::open(&target.socket_path, also) {
+        match Connection::open(path, also) {
             Ok(connection) => {
                 ensure!(connection.features().contains(also), "the device has no packed rings");
                 return Ok(connection);
@@ -81,17 +83,40 @@ impl Guest {
         let bytes = wish.data_bytes * u64::from(wish.depth) * u64::from(wish.queues);
         let memory = GuestMemory::new(data + bytes)?;
         let mem = memory.map()?;
+        let inflight = connection.make_inflight(wish.queues, size)?;
+        if let Some(region) = &inflight {
+            connection.share_inflight(region)?;
+        }
         connection.share(&memory)?;
         let event_idx = connection.features().contains(BlkFeatures::EVENT_IDX);
         let mut queues = Vec::new();
         for (index, layout) in (0..).zip(layouts) {
             let queue = Queue::new(&mem, index, layout, event_idx)?;
             connection
-                .start(&memory, &queue, layout.base())
+                .start(&memory, queue.wires(), layout.base())
                 .with_context(|| format!("starting queue {index}"))?;
             queues.push(queue);
         }
-        Ok(Self { connection, memory, queues, wish, data })
+        Ok(Self { connection, memory, inflight, queues, wish, data })
+    }
+
+    /// Goes on with the successor of a back end that has died, in the order in which QEMU does:
+    /// rings go on at their used index, and what lies behind it is the successor's to find.
+    pub(super) fn resume(
+        &self,
+        path: &Path,
+        wires: &[Wires],
+        mem: &Mappings,
+    ) -> anyhow::Result<Connection> {
+        let connection = self.connection.reopen(path)?;
+        if let Some(region) = &self.inflight {
+            connection.share_inflight(region)?;
+        }
+        connection.share(&self.memory)?;
+        for wires in wires {
+            connection.start(&self.memory, wires, wires.used_index(mem)?.into())?;
+        }
+        Ok(connection)
     }
 
     /// Offset of the data of one request of a queue.

@@ -4,6 +4,7 @@ mod checked;
 mod clock;
 mod consent;
 mod guest;
+mod kill;
 mod load;
 mod plan;
 mod report;

@@ -66,6 +66,12 @@ pub struct Args {
     /// Wait at most this long on SIGTERM for requests that are under way
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
     shutdown_ms: u64,
+    /// For tests: give some answers up to so much too late, so that requests end out of order
+    #[arg(long, value_name = "MICROSECONDS")]
+    late_us: Option<u64>,
+    /// For tests: do not offer to track what is in flight
+    #[arg(long, hide = true)]
+    untracked: bool,
     /// Print what this program can do as JSON, and exit
     #[arg(long, exclusive = true)]
     print_capabilities: bool,
@@ -113,6 +119,8 @@ impl Args {
             cpu: None,
             count: None,
             shutdown_ms: 5000,
+            late_us: None,
+            untracked: false,
             print_capabilities: false,
         }
     }
@@ -145,7 +153,12 @@ impl Args {
         let mut serial = [0; 20];
         ensure!(self.serial.len() <= serial.len(), "--serial is longer than 20 bytes");
         serial[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
-        let store = self.store()?;
+        let mut store = self.store()?;
+        if let Some(late_us) = self.late_us {
+            // Another order in each life, and none that anybody relies on.
+            let seed = u64::from(std::process::id());
+            store = store.delayed(Duration::from_micros(late_us), seed)?;
+        }
         tracing::info!(disk = %store, poll = ?self.poll, "serving");
         Ok(Disk { store, serial, queues: self.queues })
     }
@@ -208,17 +221,17 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let Sockets { named, paths: _paths } = args.sockets()?;
     let (control_end, shard_end) = mailbox()?;
     let stop = Bell::new()?;
-    let options = ShardOptions { poll: args.poll(), cpu: args.cpu };
-    let shard = spawn("shard-0", move || shard_loop::run(disks, options, &shard_end))?;
+    let shard_options = ShardOptions { poll: args.poll(), cpu: args.cpu };
+    let shard = spawn("shard-0", move || shard_loop::run(disks, shard_options, &shard_end))?;
     let served = (0..)
         .zip(named)
         .map(|(n, (name, socket))| Served { device: DeviceId(n), shard: 0, name, socket })
         .collect();
     let stopped = stop.clone();
     let line = control_end.line();
-    let control = spawn("control", move || {
-        control::run(served, &[control_end], &stopped, Options::default())
-    })?;
+    let options = Options { tracked: !args.untracked, ..Options::default() };
+    let control =
+        spawn("control", move || control::run(served, &[control_end], &stopped, options))?;
     ready();
     signals.forever().next();
     tracing::info!("stopping");

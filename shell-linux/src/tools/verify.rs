@@ -2,12 +2,13 @@
 
 use core::sync::atomic::Ordering;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context, anyhow, ensure};
 use indicatif::ProgressBar;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
@@ -17,10 +18,11 @@ use sluice_sim::history::{History, Initial};
 
 use super::checked::Checked;
 use super::consent;
-use super::guest::{Guest, Target, Wish, connect, parse_seconds};
+use super::guest::{Guest, Wish, connect, parse_seconds};
+use super::kill::{self, Kills, Victim};
 use super::plan::{self, Area, SEGMENTS_MAX};
 use super::shared::{Shared, Tally};
-use crate::frontend::{Connection, Queue, Waker};
+use crate::frontend::{Connection, Queue, Wires};
 use crate::size::parse_size;
 
 /// Checks a disk by WRITING to it and reading everything back.
@@ -32,10 +34,25 @@ use crate::size::parse_size;
 ///
 /// What was on the disk is lost. Without `--yes` only a disk is taken that is blank, or was
 /// written by this command or by `sluice bench`.
+///
+/// With `--kill` the disk is its own, and its daemon is killed under load: nothing may be lost,
+/// done twice or be stale all the same.
 #[derive(clap::Args, Debug)]
 pub struct Args {
+    /// Socket of the disk: any vhost-user-blk back end.
+    #[arg(long, value_name = "PATH", required_unless_present = "kills")]
+    socket_path: Option<PathBuf>,
+
+    /// Write without asking what is on the disk.
+    #[arg(long)]
+    yes: bool,
+
+    /// Use packed rings.
+    #[arg(long, conflicts_with = "kills")]
+    packed: bool,
+
     #[command(flatten)]
-    target: Target,
+    kill: kill::Args,
 
     /// How long to go on.
     #[arg(long, value_name = "N", value_parser = parse_seconds, conflicts_with = "requests")]
@@ -85,6 +102,8 @@ struct Report {
     depth: u16,
     packed: bool,
     seconds: f64,
+    #[serde(flatten)]
+    kills: Option<Kills>,
     violations: Vec<String>,
 }
 
@@ -93,7 +112,19 @@ struct Report {
 /// # Errors
 /// When the disk cannot be used as asked.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let connection = connect(&args.target)?;
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => random()?,
+    };
+    if !args.json {
+        println!("seed {seed}");
+    }
+    let mut victim = args.kill.start(args.queues, seed)?;
+    let socket_path = match (&victim, &args.socket_path) {
+        (Some(victim), _) => victim.socket(),
+        (None, path) => path.clone().context("--socket-path is missing")?,
+    };
+    let connection = connect(&socket_path, args.packed)?;
     ensure!(!connection.features().contains(BlkFeatures::RO), "the disk is read-only");
     let sectors = connection.capacity_sectors().min(args.size_limit / 512);
     ensure!(sectors >= connection.block_sectors(), "the disk is smaller than one block");
@@ -109,24 +140,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut guest = Guest::start(connection, wish)?;
     let area = Area::new(&guest.connection, sectors, descriptors - 3, guest.has_tables());
-    if !args.target.yes {
+    if !args.yes && victim.is_none() {
         consent::ask(&mut guest, area.sectors)?;
-    }
-    let seed = match args.seed {
-        Some(seed) => seed,
-        None => random()?,
-    };
-    if !args.json {
-        println!("seed {seed}");
     }
     let begin = Instant::now();
     // The image's name in the stamps is new in each run: what an earlier one left is foreign.
     let history = History::new(random()?, Initial::Any);
     let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX));
     let tally = Mutex::default();
-    let done = verify(args, guest, &shared, area, seed, &tally);
+    let done = verify(args, guest, victim.as_mut(), &shared, area, seed, &tally);
     let mut violations = shared.into_violations();
     violations.extend(done.err().map(|error| format!("{error:#}")));
+    let kills = victim.map(|victim| victim.end(&mut violations));
     let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     if tally.errors > 0 {
         violations.push(format!("{} requests failed", tally.errors));
@@ -139,8 +164,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         size_bytes: area.sectors * 512,
         queues: args.queues,
         depth: args.depth,
-        packed: args.target.packed,
+        packed: args.packed,
         seconds: begin.elapsed().as_secs_f64(),
+        kills,
         violations,
     };
     if args.json {
@@ -161,15 +187,17 @@ fn random() -> anyhow::Result<u64> {
 fn verify(
     args: &Args,
     mut guest: Guest,
+    victim: Option<&mut Victim>,
     shared: &Shared,
     area: Area,
     seed: u64,
     tally: &Mutex<Tally>,
 ) -> anyhow::Result<()> {
     let queues = core::mem::take(&mut guest.queues);
-    let wakers = queues.iter().map(Queue::waker).collect::<anyhow::Result<Vec<_>>>()?;
+    let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
     let guest = &guest;
     let limit = args.seconds.or(args.requests.is_none().then_some(SECONDS));
+    let progress = progress(args);
     let work = |queue: Queue| {
         let index = queue.index();
         let data = (0..args.depth).map(|request| guest.data(index, request));
@@ -180,11 +208,25 @@ fn verify(
         done.map(|()| checked.queue)
     };
     let mut last = None;
+    let mut reconnected = None;
     thread::scope(|scope| {
         let threads: Vec<_> =
             queues.into_iter().map(|queue| scope.spawn(move || work(queue))).collect();
         let is_over = || threads.iter().all(thread::ScopedJoinHandle::is_finished);
-        watch(args, &guest.connection, shared, &wakers, limit, is_over);
+        if let Some(victim) = victim {
+            let tick = |kills| {
+                progress.set_message(format!("{kills} kills"));
+                progress.tick();
+                !shared.stop.load(Ordering::Relaxed) && !threads.iter().any(|t| t.is_finished())
+            };
+            match victim.run(guest, &wires, &shared.done, tick) {
+                Ok(connection) => reconnected = connection,
+                Err(error) => shared.violated(format!("{error:#}")),
+            }
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+        let connection = reconnected.as_ref().unwrap_or(&guest.connection);
+        watch(&progress, connection, shared, &wires, limit, is_over);
         for thread in threads.into_iter().rev() {
             let done: anyhow::Result<_> =
                 thread.join().map_err(|_| anyhow!("a thread panicked"))?;
@@ -203,25 +245,29 @@ fn verify(
             tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
             done
         });
-        watch(args, &guest.connection, shared, &wakers, None, || thread.is_finished());
+        let connection = reconnected.as_ref().unwrap_or(&guest.connection);
+        watch(&progress, connection, shared, &wires, None, || thread.is_finished());
         thread.join().map_err(|_| anyhow!("a thread panicked"))?
     })
 }
 
-/// Looks after the threads until they are done: ends them in time, and when nothing moves.
-fn watch(
-    args: &Args,
-    connection: &Connection,
-    shared: &Shared,
-    wakers: &[Waker],
-    limit: Option<Duration>,
-    is_over: impl Fn() -> bool,
-) {
-    let progress = if args.json || !std::io::stderr().is_terminal() {
+fn progress(args: &Args) -> ProgressBar {
+    if args.json || !std::io::stderr().is_terminal() {
         ProgressBar::hidden()
     } else {
         ProgressBar::new_spinner()
-    };
+    }
+}
+
+/// Looks after the threads until they are done: ends them in time, and when nothing moves.
+fn watch(
+    progress: &ProgressBar,
+    connection: &Connection,
+    shared: &Shared,
+    wires: &[Wires],
+    limit: Option<Duration>,
+    is_over: impl Fn() -> bool,
+) {
     let begin = Instant::now();
     let (mut moved, mut last) = (begin, 0);
     while !is_over() {
@@ -236,7 +282,7 @@ fn watch(
         if gone || moved.elapsed() > PATIENCE {
             shared.abort.store(true, Ordering::Relaxed);
             shared.stop.store(true, Ordering::Relaxed);
-            wakers.iter().for_each(Waker::wake);
+            wires.iter().for_each(Wires::interrupt);
         }
         progress.set_message(format!("{done} requests"));
         progress.tick();
@@ -259,6 +305,9 @@ fn print(report: &Report) {
         tally.flushes,
         tally.interrupts,
     );
+    if let Some(kills) = &report.kills {
+        println!("{kills}");
+    }
     for violation in &report.violations {
         println!("  {violation}");
     }

@@ -46,7 +46,7 @@ impl Daemon {
 
     /// With a patience that a test can wait for.
     pub(crate) fn impatient(disks: u32) -> Self {
-        let options = Options { patience: Duration::from_millis(100) };
+        let options = Options { patience: Duration::from_millis(100), ..Options::default() };
         Self::with(disks, Vec::new(), options, alone())
     }
 

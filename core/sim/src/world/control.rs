@@ -4,7 +4,7 @@ use sluice_core::blk::{BlkConfig, BlkFeatures};
 use sluice_core::device::{
     ControlEvent, ControlFault, ControlReply, DeviceId, ProtocolFeatures, RegionList, RingAddresses,
 };
-use sluice_core::inflight::queue_bytes;
+use sluice_core::inflight::region_bytes;
 use sluice_core::memory::{MapFault, Region};
 use sluice_core::shard::Input;
 use sluice_core::virtqueue::Rings;
@@ -94,7 +94,9 @@ impl World<'_> {
         use ControlEvent as E;
         use Message as M;
         let front = &self.fronts[id as usize];
-        let protocol = ProtocolFeatures::all().bits();
+        let mut protocol = ProtocolFeatures::all();
+        protocol.set(ProtocolFeatures::INFLIGHT_SHMFD, front.inflight);
+        let protocol = protocol.bits();
         let event = match message {
             M::Owner => E::SetOwner,
             M::AskFeatures => E::GetFeatures,
@@ -163,14 +165,21 @@ impl World<'_> {
 
     fn inflight_region(&mut self, id: u32) -> ControlEvent {
         let build = self.options.guests[id as usize].0;
-        let len = usize::try_from(queue_bytes(build.size)).unwrap_or(0) * usize::from(build.queues);
+        let bytes = region_bytes(build.queues, build.size);
+        let len = usize::try_from(bytes).expect("a small region");
         let mut inner = self.mem.inner();
         let chunk = inner.ram.add(u32::MAX, 0, len, true);
         inner.ram.bytes_mut(Extent { chunk, at: 0, len }).fill(0);
         let region = inner.map(chunk);
         drop(inner);
         self.fronts[id as usize].offered.push(region);
-        ControlEvent::SetInflight { region, offset: 0, queues: build.queues, size: build.size }
+        ControlEvent::SetInflight {
+            region,
+            offset: 0,
+            len: bytes,
+            queues: build.queues,
+            size: build.size,
+        }
     }
 
     fn addresses(&self, id: u32, index: u16) -> RingAddresses {

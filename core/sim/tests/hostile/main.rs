@@ -10,6 +10,7 @@ mod ranges;
 mod results;
 mod holders;
 mod messages;
+mod inflight;
 mod packed;
 mod differential;
 mod exhaustive;

@@ -1,90 +1,96 @@
 //! Messages whose numbers reach ring arithmetic.
 
-use sluice_core::device::{ControlEvent, ControlFault, ControlReply};
-use sluice_core::memory::RegionId;
+use sluice_core::device::{ControlEvent, ControlFault, ControlReply, ProtocolFeatures};
+use sluice_core::inflight::region_bytes;
 use sluice_core::shard::Input;
 use sluice_core::virtqueue::QueueFault;
 use sluice_sim::rig::{HIGH, Setup};
 
-use super::{DATA, HEADER, IN, N, STATUS, W, rig};
+use super::{DATA, HEADER, IN, STATUS, W, rig};
 
 /// Bytes of the upper region.
 const DATA_BYTES: usize = 0x4000;
 
-/// The offset comes from the front end; the shell maps what it can and passes the number on.
+const fn area(offset: u64, len: u64, queues: u16, size: u16) -> ControlEvent {
+    ControlEvent::SetInflight { region: HIGH, offset, len, queues, size }
+}
+
+/// All numbers come from the front end; the shell maps what it can and passes them on.
+//= spec/inflight.md#INF-1
+//= spec/inflight.md#INF-2
 #[test]
-fn b87_an_inflight_offset_at_the_end_of_numbers_is_refused() {
+fn b87_an_inflight_region_of_another_shape_is_refused() {
     rig!(rig, Setup::default());
-    let addresses = rig.addresses();
-    rig.mem.fill(HIGH, 0, &[0; 0x400]);
-    for (offset, expected) in [
-        (u64::MAX, ControlReply::Refused(ControlFault::Inflight)),
-        (u64::MAX - 63, ControlReply::Refused(ControlFault::Inflight)),
-        (1 << 63, ControlReply::Refused(ControlFault::Inflight)),
-        (0x40, ControlReply::Done),
-    ] {
-        rig.input(Input::FrontEndGone(rig.device));
-        rig.attach();
-        let size = 16;
-        for index in 0..2 {
-            // The first queue runs already; the second shares its rings, which is its own fault.
-            rig.control(ControlEvent::GetVringBase { index });
-        }
-        let region = RegionId(HIGH.0);
-        let area = ControlEvent::SetInflight { region, offset, queues: 2, size };
-        assert_eq!(rig.control(area), Some(ControlReply::Done));
-        let index = 1;
-        for event in [
-            ControlEvent::SetVringNum { index, size: size.into() },
-            ControlEvent::SetVringAddr { index, addresses },
-        ] {
-            assert_eq!(rig.control(event), Some(ControlReply::Done));
-        }
-        let reply = rig.control(ControlEvent::SetVringKick { index });
-        assert_eq!(reply, Some(expected), "{offset:x}");
+    let refused = Some(ControlReply::Refused(ControlFault::Inflight));
+    let bytes = region_bytes(2, 16);
+    let fits = area(0, bytes, 2, 16);
+    let ask = |queues, size| ControlEvent::GetInflight { queues, size };
+    assert_eq!(rig.control(fits.clone()), refused, "a queue runs");
+    rig.control(ControlEvent::GetVringBase { index: 0 });
+    // The device has two queues.
+    for (queues, size) in [(0, 16), (3, 16), (u16::MAX, 16), (2, 0), (2, 1025), (2, u16::MAX)] {
+        assert_eq!(rig.control(ask(queues, size)), refused, "{queues} of {size}");
+        assert_eq!(rig.control(area(0, u64::MAX, queues, size)), refused, "{queues} of {size}");
+    }
+    for offset in [u64::MAX, u64::MAX - 63, 1 << 63, bytes, 8, 1, 4] {
+        assert_eq!(rig.control(area(offset, bytes, 2, 16)), refused, "{offset:x}");
+    }
+    assert_eq!(rig.control(area(4, u64::MAX, 2, 16)), refused, "its indices would be torn");
+    for event in [fits, area(0x40, bytes + 0x40, 2, 16), area(0, bytes, 1, 1)] {
+        assert_eq!(rig.control(event), Some(ControlReply::Done));
+    }
+    assert_eq!(rig.control(ask(2, 16)), Some(ControlReply::Value(bytes)));
+    assert_eq!(rig.control(ask(2, 1024)), Some(ControlReply::Value(region_bytes(2, 1024))));
+}
+
+//= spec/inflight.md#INF-1
+#[test]
+fn b18_an_inflight_region_that_was_not_negotiated_is_refused() {
+    rig!(rig, Setup::default());
+    rig.control(ControlEvent::GetVringBase { index: 0 });
+    let refused = Some(ControlReply::Refused(ControlFault::Inflight));
+    let done = Some(ControlReply::Done);
+    let ask = ControlEvent::GetInflight { queues: 1, size: 16 };
+    let inflight = ProtocolFeatures::INFLIGHT_SHMFD;
+    let without = ProtocolFeatures::all().difference(inflight).bits();
+    assert_eq!(rig.control(ControlEvent::SetProtocolFeatures(without)), done);
+    assert_eq!(rig.control(ask.clone()), refused);
+    assert_eq!(rig.control(area(0, region_bytes(1, 16), 1, 16)), refused);
+    assert_eq!(rig.control(ControlEvent::SetProtocolFeatures(inflight.bits())), done);
+    assert_eq!(rig.control(ask), Some(ControlReply::Value(region_bytes(1, 16))));
+    assert_eq!(rig.control(area(0, region_bytes(1, 16), 1, 16)), done);
+}
+
+//= spec/inflight.md#INF-2
+#[test]
+fn b88_an_inflight_region_beyond_its_mapping_is_refused() {
+    rig!(rig, Setup::default());
+    rig.control(ControlEvent::GetVringBase { index: 0 });
+    let bytes = region_bytes(2, 16);
+    for (offset, len) in [(0, 0), (0, bytes - 1), (64, bytes), (64, bytes + 63)] {
+        let refused = ControlReply::Refused(ControlFault::Inflight);
+        assert_eq!(rig.control(area(offset, len, 2, 16)), Some(refused), "{offset} of {len}");
+    }
+    for (offset, len) in [(0, bytes), (64, bytes + 64), (64, u64::MAX)] {
+        assert_eq!(rig.control(area(offset, len, 2, 16)), Some(ControlReply::Done));
     }
 }
 
-/// A region that ends among a queue's records breaks the queue at the first record outside.
-/// What was taken before it still ends.
+/// A mapping that lost its end after it was measured breaks the queue, and nothing is stored.
 #[test]
-fn b88_an_inflight_region_that_is_too_small() {
+fn b88_an_inflight_region_that_ends_early() {
     rig!(rig, Setup::default());
     rig.mem.fill(HIGH, 0, &[0; DATA_BYTES]);
-    rig.input(Input::FrontEndGone(rig.device));
-    let area = ControlEvent::SetInflight {
-        region: HIGH,
-        // The header and three records.
-        offset: DATA_BYTES as u64 - 64,
-        queues: 1,
-        size: 16,
-    };
-    rig.attach_with(&[area]);
-    rig.header(HEADER, IN, 0);
-    for head in [0, 3, 6] {
-        rig.desc(head, (HEADER, 16, N, head + 1));
-        rig.desc(head + 1, (DATA, 512, W | N, head + 2));
-        rig.desc(head + 2, (STATUS, 1, W, 0));
-        rig.offer(head);
+    for left in [8, 16, 24, 264] {
+        rig.input(Input::FrontEndGone(rig.device));
+        rig.attach_with(&[area(DATA_BYTES as u64 - left, u64::MAX, 1, 16)]);
+        assert_eq!(rig.broken, Some(QueueFault::RingUnmapped), "{left}");
+        assert_eq!(rig.mem.dump(HIGH, 0, DATA_BYTES), [0; DATA_BYTES]);
     }
-    rig.take_in(rig.mem);
-    assert_eq!(rig.broken, Some(QueueFault::RingUnmapped));
-    let ops = rig.ops();
-    assert_eq!((ops.len(), rig.shard.live()), (1, 1));
-    rig.reply_ok(&ops[0]);
-    rig.give_back(rig.mem);
-    assert_eq!(rig.used(), [(0, 513)]);
-    rig.input(Input::FrontEndGone(rig.device));
-    rig.give_back(rig.mem);
-    assert_eq!(rig.shard.live(), 0);
     // One that ends behind the last record is large enough.
-    let area = ControlEvent::SetInflight {
-        region: HIGH,
-        offset: DATA_BYTES as u64 - 64 - 256,
-        queues: 1,
-        size: 16,
-    };
-    rig.attach_with(&[area]);
-    assert_eq!(rig.run(0), [(0, 513)]);
-    assert_eq!((rig.run(6), rig.broken), (vec![(6, 513)], None));
+    rig.input(Input::FrontEndGone(rig.device));
+    rig.attach_with(&[area(DATA_BYTES as u64 - 272, u64::MAX, 1, 16)]);
+    rig.header(HEADER, IN, 0);
+    rig.link(&[(HEADER, 16, 0), (DATA, 512, W), (STATUS, 1, W)]);
+    assert_eq!((rig.run(0), rig.broken), (vec![(0, 513)], None));
 }

@@ -1,8 +1,8 @@
 //! Packed rings: what only they can get wrong.
 
 use sluice_core::blk::BlkFeatures;
-use sluice_core::device::ControlEvent;
-use sluice_core::device::{ControlFault, ControlReply};
+use sluice_core::device::{ControlEvent, ControlFault, ControlReply, ProtocolFeatures};
+use sluice_core::inflight::region_bytes;
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_core::memory::RegionId;
 use sluice_core::shard::{Idle, Input};
@@ -408,14 +408,52 @@ fn a_packed_ring_without_a_base_begins_at_its_beginning() {
 //= spec/packed.md#PVQ-13
 #[test]
 fn b96_a_packed_queue_takes_no_inflight_region() {
-    let inflight = ControlEvent::SetInflight { region: RegionId(3), offset: 0, queues: 1, size: 8 };
+    let bytes = region_bytes(1, 8);
+    let inflight = ControlEvent::SetInflight {
+        region: RegionId(3),
+        offset: 0,
+        len: bytes,
+        queues: 1,
+        size: 8,
+    };
     rig!(rig, setup(8, 0x8000));
     let index = 0;
     rig.control(ControlEvent::GetVringBase { index });
+    let ask = ControlEvent::GetInflight { queues: 1, size: 8 };
+    let protocol = |bits: ProtocolFeatures| ControlEvent::SetProtocolFeatures(bits.bits());
+    let none = protocol(ProtocolFeatures::empty());
+    assert_eq!(rig.control(none), Some(ControlReply::Done));
+    assert_eq!(rig.control(ask.clone()), Some(ControlReply::Refused(ControlFault::Inflight)));
+    let tracked = protocol(ProtocolFeatures::INFLIGHT_SHMFD);
+    assert_eq!(rig.control(tracked), Some(ControlReply::Done));
+    assert_eq!(rig.control(ask.clone()), Some(ControlReply::Value(0)), "there is none");
     assert_eq!(rig.control(inflight), Some(ControlReply::Done));
     let addresses = rig.addresses();
     let again = ControlEvent::SetVringAddr { index, addresses };
     assert_eq!(rig.control(again), Some(ControlReply::Done));
     let refused = Some(ControlReply::Refused(ControlFault::Inflight));
     assert_eq!(rig.control(ControlEvent::SetVringKick { index }), refused);
+    // A split queue takes it.
+    let features = ControlEvent::SetFeatures(Setup::default().features.bits());
+    assert_eq!(rig.control(features), Some(ControlReply::Done));
+    assert_eq!(rig.control(ask), Some(ControlReply::Value(bytes)));
+}
+
+//= spec/packed.md#PVQ-13
+#[test]
+fn a_packed_queue_between_whose_places_something_lies_is_broken_at_once() {
+    rig!(rig, setup(8, 0x8000));
+    let index = 0;
+    let addresses = rig.addresses();
+    for (base, broken) in [(0x8001_8001, false), (0x8000_8001, true)] {
+        rig.control(ControlEvent::GetVringBase { index });
+        for event in [
+            ControlEvent::SetVringBase { index, base },
+            ControlEvent::SetVringAddr { index, addresses },
+            ControlEvent::SetVringKick { index },
+        ] {
+            assert_eq!(rig.control(event), Some(ControlReply::Done));
+        }
+        assert_eq!(rig.broken.is_some(), broken, "{base:#x}");
+    }
 }

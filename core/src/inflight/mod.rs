@@ -8,9 +8,15 @@ use zerocopy::byteorder::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
-use crate::virtqueue::{ChainToken, QueueFault};
+use crate::planted::{Fault, planted};
+use crate::virtqueue::ChainToken;
+
+pub mod recover;
+
+pub use recover::{InflightFault, Resubmission, RingState, resume};
 
 /// What stands before the records of one queue.
+//= spec/inflight.md#INF-3
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct QueueRegion {
@@ -40,8 +46,15 @@ pub struct Record {
     pub counter: U64,
 }
 
+impl Record {
+    /// A record of nothing.
+    const EMPTY: Self = Self { inflight: 0, padding: [0; 5], next: U16::ZERO, counter: U64::ZERO };
+}
+
 const HEADER_BYTES: u64 = size_of::<QueueRegion>() as u64;
 const RECORD_BYTES: u64 = size_of::<Record>() as u64;
+const VERSION_AT: u64 = 8;
+const DESC_NUM: u64 = 10;
 const LAST_BATCH_HEAD: u64 = 12;
 const USED_IDX: u64 = 14;
 const RECORD_NEXT: u64 = 6;
@@ -51,10 +64,20 @@ const VERSION: u16 = 1;
 /// Queues start at multiples of this many bytes, so that they do not share cache lines.
 const ALIGN: u64 = 64;
 
+/// A region begins at a multiple of this many bytes of its mapping, so that each of its fields
+/// is stored in one piece.
+pub const ALIGN_MIN: u64 = 8;
+
 /// Bytes that one queue of `size` entries takes in a region.
 #[must_use]
 pub const fn queue_bytes(size: u16) -> u64 {
     (HEADER_BYTES + RECORD_BYTES * size as u64).next_multiple_of(ALIGN)
+}
+
+/// Bytes of a region for so many queues of `size` entries.
+#[must_use]
+pub const fn region_bytes(queues: u16, size: u16) -> u64 {
+    queue_bytes(size) * queues as u64
 }
 
 /// One queue's part of the region.
@@ -68,32 +91,28 @@ pub struct Inflight {
 }
 
 impl Inflight {
-    /// Begins tracking in an unused area for a queue of `size` entries whose used index is
-    /// `used_idx`: settled up to there, nothing under way.
+    /// Opens an area whose marks are cleared: settled up to `used_idx`, nothing under way. Its
+    /// version is stored last: until then nobody believes the rest.
+    //= spec/inflight.md#INF-6
+    fn open(&self, mem: &impl SharedMemory, size: u16, used_idx: u16) -> Result<(), OutOfRegion> {
+        mem.write(self.region, self.offset, &U64::ZERO)?;
+        mem.write(self.region, self.offset + DESC_NUM, &U16::new(size))?;
+        mem.write(self.region, self.offset + LAST_BATCH_HEAD, &U16::ZERO)?;
+        self.settle(mem, used_idx)?;
+        mem.store_release_u16(self.region, self.offset + VERSION_AT, VERSION)
+    }
+
+    /// Leaves the area as one that nobody has used: nothing is under way, and whoever uses it
+    /// next takes its used index from its ring.
     ///
     /// # Errors
-    /// [`QueueFault::BadInflight`] when the area has been used, [`QueueFault::RingUnmapped`]
-    /// when it is not there.
-    pub fn start(
-        mem: &impl SharedMemory,
-        region: RegionId,
-        offset: u64,
-        size: u16,
-        used_idx: u16,
-    ) -> Result<Self, QueueFault> {
-        let found: QueueRegion = mem.read(region, offset)?;
-        if found.version.get() != 0 {
-            return Err(QueueFault::BadInflight);
+    /// When the region is gone.
+    //= spec/inflight.md#INF-7
+    pub fn close(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
+        if planted(Fault::AreaKept) {
+            return Ok(());
         }
-        let header = QueueRegion {
-            features: U64::ZERO,
-            version: U16::new(VERSION),
-            desc_num: U16::new(size),
-            last_batch_head: U16::ZERO,
-            used_idx: U16::new(used_idx),
-        };
-        mem.write(region, offset, &header)?;
-        Ok(Self { region, offset, counter: 0, batch_head: 0 })
+        mem.store_release_u16(self.region, self.offset + VERSION_AT, 0)
     }
 
     fn record(&self, token: ChainToken) -> u64 {
@@ -102,12 +121,20 @@ impl Inflight {
 
     /// Records that a chain was taken: its number first, so that a set mark always has one.
     ///
+    /// Chains that are submitted again after a start get numbers from 0 on. None of them is
+    /// larger than the one it had, so those that come later still have larger ones.
+    ///
     /// # Errors
     /// When the region is gone.
+    //= spec/inflight.md#INF-4
     #[inline]
     pub fn mark(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
         let record = self.record(token);
-        mem.write(self.region, record + RECORD_COUNTER, &U64::new(self.counter))?;
+        let counter = U64::new(self.counter);
+        if planted(Fault::MarkBeforeCounter) {
+            mem.write(self.region, record, &1_u8)?;
+        }
+        mem.write(self.region, record + RECORD_COUNTER, &counter)?;
         mem.write(self.region, record, &1_u8)?;
         self.counter = self.counter.wrapping_add(1);
         Ok(())
@@ -149,7 +176,7 @@ impl Inflight {
     /// When the region is gone.
     #[inline]
     pub fn settle(&self, mem: &impl SharedMemory, used_idx: u16) -> Result<(), OutOfRegion> {
-        mem.write(self.region, self.offset + USED_IDX, &U16::new(used_idx))
+        mem.store_release_u16(self.region, self.offset + USED_IDX, used_idx)
     }
 }
 

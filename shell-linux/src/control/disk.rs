@@ -1,0 +1,17 @@
+//! What the control thread knows of a disk, whoever its front end is.
+
+use sluice_core::device::DeviceId;
+
+use super::quiet::Quiet;
+use crate::mailbox::ControlEnd;
+
+/// A disk: its name here and on its shard, and the way there.
+pub(super) struct Disk<'e> {
+    pub(super) device: DeviceId,
+    pub(super) name: String,
+    pub(super) end: &'e ControlEnd,
+    /// What front ends do wrong is not logged without end.
+    pub(super) quiet: Quiet,
+    /// Whether tracking of requests in flight is offered.
+    pub(super) tracked: bool,
+}

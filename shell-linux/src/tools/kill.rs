@@ -1,0 +1,283 @@
+//! A daemon that is killed again and again while its guest goes on.
+//!
+//! The guest is `sluice verify`'s: its queues, its memory and its history outlive every daemon.
+//! The daemon is this program's own `serve-one`, killed with SIGKILL at random moments, also while
+//! it recovers, and started anew. The guest's front end does what QEMU does then: it connects
+//! again and hands over memory, the record of requests in flight, and rings.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use serde::Serialize;
+use sluice_sim::prng::Prng;
+use tempfile::TempDir;
+
+use super::guest::Guest;
+use crate::frontend::{Connection, Wires};
+use crate::mapping::Mappings;
+use crate::size::parse_size;
+
+/// A daemon to kill, instead of a disk to check.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Serve a disk with a daemon of its own and kill that with SIGKILL so many times under load.
+    #[arg(long = "kill", value_name = "N", conflicts_with_all = ["socket_path", "seconds", "requests"])]
+    kills: Option<u32>,
+
+    /// With --kill: keep the disk's image here while it runs. A directory on a file system with
+    /// direct I/O is another test than one in memory.
+    #[arg(long, value_name = "DIR", requires = "kills")]
+    dir: Option<PathBuf>,
+
+    /// With --kill: size of the disk.
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size, requires = "kills")]
+    image_size: u64,
+
+    /// With --kill: the daemon answers some requests up to so much too late, so that they end out
+    /// of order.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 2000, requires = "kills")]
+    late_us: u64,
+
+    /// With --kill: let the daemon live for up to so long after it has recovered.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 20, requires = "kills")]
+    life_ms: u64,
+
+    /// More arguments for the daemon, to try the check itself.
+    #[arg(
+        long,
+        hide = true,
+        value_name = "ARGUMENT",
+        requires = "kills",
+        allow_hyphen_values = true
+    )]
+    daemon: Vec<String>,
+}
+
+impl Args {
+    /// The daemon to kill, if that is what is asked for.
+    pub(super) fn start(&self, queues: u16, seed: u64) -> anyhow::Result<Option<Victim>> {
+        self.kills.map(|kills| Victim::start(self, kills, queues, seed)).transpose()
+    }
+}
+
+/// How many in a thousand daemons are killed before they have recovered.
+const EARLY_PER_MILLE: u64 = 125;
+/// How late such a daemon is killed.
+const EARLY_MAX: Duration = Duration::from_millis(10);
+/// How long a daemon may need to serve its guest.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether something has happened.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// What killing it showed.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Kills {
+    kills: u32,
+    /// Of these, kills before the guest was served again.
+    early: u32,
+    /// Times that the front end had to connect anew.
+    reconnects: u32,
+    /// From the kill to the next request that came back: half of the time no longer than this,
+    /// and the longest. Kills before the guest was served again are no measure.
+    stall_ms_median: f64,
+    stall_ms_max: f64,
+}
+
+impl fmt::Display for Kills {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kills, early, reconnects, stall_ms_median, stall_ms_max } = self;
+        write!(
+            f,
+            "{kills} kills, {early} of them during recovery, {reconnects} reconnects; \
+             from kill to next answer {stall_ms_median:.1} ms in the middle, {stall_ms_max:.1} ms at most"
+        )
+    }
+}
+
+/// The daemon, and everything it needs to come back.
+#[derive(Debug)]
+pub(super) struct Victim {
+    directory: TempDir,
+    command: Vec<String>,
+    daemon: Child,
+    kills: u32,
+    life: Duration,
+    prng: Prng,
+    found: Kills,
+    stalls: Vec<Duration>,
+}
+
+impl Victim {
+    fn start(args: &Args, kills: u32, queues: u16, seed: u64) -> anyhow::Result<Self> {
+        let place = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let directory = tempfile::Builder::new().prefix("sluice-verify-").tempdir_in(&place);
+        let directory = directory.with_context(|| format!("a directory in {}", place.display()))?;
+        let image = directory.path().join("disk.raw");
+        std::fs::File::create(&image)
+            .and_then(|file| file.set_len(args.image_size))
+            .with_context(|| format!("making {}", image.display()))?;
+        let text = |path: &Path| path.display().to_string();
+        let mut command: Vec<_> =
+            ["--log", "warn", "serve-one", "--queues"].map(str::to_owned).into();
+        command.extend([queues.to_string(), "--late-us".to_owned(), args.late_us.to_string()]);
+        command.extend(["--blk-file".to_owned(), text(&image)]);
+        command.extend(["--socket-path".to_owned(), text(&socket(directory.path()))]);
+        command.extend(args.daemon.iter().cloned());
+        Ok(Self {
+            daemon: start(&command)?,
+            directory,
+            command,
+            kills,
+            life: Duration::from_millis(args.life_ms),
+            prng: Prng::new(seed).fork(),
+            found: Kills::default(),
+            stalls: Vec::new(),
+        })
+    }
+
+    /// Where the disk is.
+    pub(super) fn socket(&self) -> PathBuf {
+        socket(self.directory.path())
+    }
+
+    /// Kills the daemon as often as it is to be, under a guest's load, or until that is over.
+    /// `done` counts the requests that came back. Says what the last connection is.
+    pub(super) fn run(
+        &mut self,
+        guest: &Guest,
+        wires: &[Wires],
+        done: &AtomicU64,
+        mut tick: impl FnMut(u32) -> bool,
+    ) -> anyhow::Result<Option<Connection>> {
+        let mem = guest.memory.map()?;
+        let mut connection = None;
+        while self.found.kills < self.kills && tick(self.found.kills) {
+            std::thread::sleep(self.below(self.life));
+            let killed = Instant::now();
+            let before = self.kill(done)?;
+            self.daemon = start(&self.command)?;
+            while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
+                self.kill_early(guest, wires, &mem)?;
+                self.daemon = start(&self.command)?;
+            }
+            connection = Some(self.reconnect(guest, wires, &mem)?);
+            while done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
+                ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
+                std::thread::sleep(LOOK);
+            }
+            self.stalls.push(killed.elapsed());
+        }
+        Ok(connection)
+    }
+
+    /// Ends the daemon in order, or says why that failed; and what was found.
+    pub(super) fn end(mut self, violations: &mut Vec<String>) -> Kills {
+        violations.extend(self.stop().err().map(|error| format!("{error:#}")));
+        self.stalls.sort_unstable();
+        let ms = |stall: Option<&Duration>| stall.map_or(0.0, |stall| stall.as_secs_f64() * 1e3);
+        self.found.stall_ms_median = ms(self.stalls.get(self.stalls.len() / 2));
+        self.found.stall_ms_max = ms(self.stalls.last());
+        self.found
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.daemon), Signal::TERM).context("stopping the daemon")?;
+        let status = self.daemon.wait().context("waiting for the daemon")?;
+        ensure!(status.success(), "the daemon did not end in order: {status}");
+        Ok(())
+    }
+
+    fn below(&mut self, at_most: Duration) -> Duration {
+        let nanos = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(self.prng.below(nanos.max(1)))
+    }
+
+    /// Kills it and says how many requests had come back when it was dead.
+    fn kill(&mut self, done: &AtomicU64) -> anyhow::Result<u64> {
+        self.daemon.kill().context("killing the daemon")?;
+        self.buried()?;
+        Ok(done.load(Ordering::Relaxed))
+    }
+
+    /// Kills it before or while it recovers.
+    fn kill_early(&mut self, guest: &Guest, wires: &[Wires], mem: &Mappings) -> anyhow::Result<()> {
+        let delay = self.below(EARLY_MAX);
+        let pid = Pid::from_child(&self.daemon);
+        let process = pidfd_open(pid, PidfdFlags::empty()).context("the daemon's process")?;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(delay);
+                let _ = pidfd_send_signal(&process, Signal::KILL);
+            });
+            while !self.is_dead()? {
+                // It is to fail in the middle, or be served for a moment.
+                let _ = guest.resume(&self.socket(), wires, mem);
+                std::thread::sleep(LOOK);
+            }
+            anyhow::Ok(())
+        })?;
+        self.found.early += 1;
+        self.buried()
+    }
+
+    /// Connects the guest to the daemon that has just been started.
+    fn reconnect(
+        &mut self,
+        guest: &Guest,
+        wires: &[Wires],
+        mem: &Mappings,
+    ) -> anyhow::Result<Connection> {
+        let begin = Instant::now();
+        loop {
+            let error = match guest.resume(&self.socket(), wires, mem) {
+                Ok(connection) => {
+                    self.found.reconnects += 1;
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            ensure!(!self.is_dead()?, "the daemon ended by itself");
+            if begin.elapsed() > PATIENCE {
+                return Err(error.context("the guest is not served after a restart"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn is_dead(&mut self) -> anyhow::Result<bool> {
+        Ok(self.daemon.try_wait().context("looking at the daemon")?.is_some())
+    }
+
+    /// Takes note of a daemon that was killed, and did not end in another way before.
+    fn buried(&mut self) -> anyhow::Result<()> {
+        let status: ExitStatus = self.daemon.wait().context("waiting for the daemon")?;
+        if status.code().is_some() {
+            bail!("the daemon ended by itself: {status}");
+        }
+        self.found.kills += 1;
+        Ok(())
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("disk.sock")
+}
+
+fn start(command: &[String]) -> anyhow::Result<Child> {
+    let this = std::env::current_exe().context("finding this program")?;
+    let mut daemon = Command::new(this);
+    daemon.args(command).stdin(Stdio::null()).stdout(Stdio::null());
+    daemon.spawn().context("starting a daemon")
+}
