@@ -7,6 +7,7 @@
 use bitflags::bitflags;
 
 use crate::blk::config::{BlkConfig, BlkFeatures};
+use crate::dirty::DirtyLog;
 use crate::image::{ImageConfig, ImageId};
 use crate::inflight;
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
@@ -48,6 +49,8 @@ bitflags! {
     pub struct ProtocolFeatures: u64 {
         /// Several queues.
         const MQ = 1 << 0;
+        /// A dirty log is lent as shared memory.
+        const LOG_SHMFD = 1 << 1;
         /// Messages may ask for an acknowledgement.
         const REPLY_ACK = 1 << 3;
         /// The configuration space is read by message.
@@ -102,6 +105,11 @@ pub enum ControlEvent {
     SetConfig {
         offset: u32,
         size: u32,
+    },
+    /// A dirty log of so many bytes, mapped by the shell.
+    SetLogBase {
+        region: RegionId,
+        bytes: u64,
     },
     SetVringNum {
         index: u32,
@@ -207,6 +215,8 @@ pub enum ControlFault {
     Busy,
     /// An inflight region that does not fit, or was not negotiated.
     Inflight,
+    /// A dirty log without a byte, or one that was not negotiated.
+    Log,
 }
 
 impl ControlFault {
@@ -267,6 +277,7 @@ pub(crate) enum Step {
     ReplaceTable,
     RemoveRegion { guest: u64, user: u64, size: u64 },
     SetInflight(InflightArea),
+    SetLog(DirtyLog),
 }
 
 /// The inflight region of a device.
@@ -287,6 +298,7 @@ pub struct Device {
     pub(crate) vrings: [Vring; QUEUES_PER_DEVICE_MAX as usize],
     features: BlkFeatures,
     pub(crate) inflight: Option<InflightArea>,
+    pub(crate) log: Option<DirtyLog>,
     /// Requests that have been taken and not given back.
     pub(crate) live: u32,
     /// Queues that run; while there are any, features are frozen.
@@ -329,6 +341,7 @@ impl Device {
             vrings: [Vring::NONE; QUEUES_PER_DEVICE_MAX as usize],
             features: BlkFeatures::empty(),
             inflight: None,
+            log: None,
             live: 0,
             running: 0,
             draining: None,
@@ -370,6 +383,7 @@ impl Device {
             && self.features().is_empty()
             && self.protocol.is_empty()
             && self.inflight.is_none()
+            && self.log.is_none()
             && self.vrings.iter().all(|vring| !vring.has_queue() && !vring.enabled)
     }
 
@@ -379,6 +393,7 @@ impl Device {
         self.vrings.fill(Vring::NONE);
         self.features = BlkFeatures::empty();
         self.inflight = None;
+        self.log = None;
         self.draining = None;
         self.owner = false;
         self.protocol = ProtocolFeatures::empty();
@@ -459,6 +474,13 @@ impl Device {
                 Ok(Step::Enable { index: self.index(index)?, enable })
             }
             E::GetVringBase { index } => Ok(Step::Stop { index: self.index(index)? }),
+            E::SetLogBase { region, bytes } => {
+                //= spec/migration.md#MIG-1
+                if !self.protocol.contains(ProtocolFeatures::LOG_SHMFD) || bytes == 0 {
+                    return Err(ControlFault::Log);
+                }
+                Ok(Step::SetLog(DirtyLog { region, bytes }))
+            }
             // Nothing to hand out: front ends go on without a region then.
             //= spec/packed.md#PVQ-13
             E::GetInflight { queues, size } if self.packed() => {
@@ -495,11 +517,21 @@ impl Device {
         if !BlkFeatures::offered(image).contains(features) {
             return Err(ControlFault::NotOffered);
         }
-        if self.running > 0 && features != self.features {
+        //= spec/migration.md#MIG-1
+        if self.running > 0
+            && !(features ^ self.features).difference(BlkFeatures::LOG_ALL).is_empty()
+        {
             return Err(ControlFault::Running);
         }
         self.features = features;
         Ok(Step::Answer(ControlReply::Done))
+    }
+
+    /// The dirty log, while writes are to be logged.
+    //= spec/migration.md#MIG-1
+    #[inline]
+    pub(crate) fn dirty_log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref().filter(|_| self.features.contains(BlkFeatures::LOG_ALL))
     }
 
     //= spec/lifecycle.md#LIF-5

@@ -119,6 +119,8 @@ pub const fn rule(request: u32) -> Rule {
         12..=14 => (8, 8, (0, 1)),
         // GET_CONFIG, SET_CONFIG: offset, size and flags, then as many bytes as they say
         24 | 25 => (12 + 1, BODY_BYTES_MAX, (0, 0)),
+        // SET_LOG_BASE
+        6 => (16, 16, (1, 1)),
         // GET_INFLIGHT_FD: the answer has bytes that a dispatcher might leave undefined
         31 => {
             arm = Arm::Own;

@@ -21,6 +21,7 @@ extern crate std;
 pub mod limits;
 pub mod time;
 pub mod memory;
+pub mod dirty;
 pub mod slots;
 pub mod virtqueue;
 pub mod inflight;

@@ -68,6 +68,13 @@ pub trait SharedMemory {
         value: u16,
     ) -> Result<(), OutOfRegion>;
 
+    /// Sets bits of a byte in which others set and clear bits at the same time: none of theirs
+    /// is lost, and no earlier store moves behind it.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] as for [`read`](Self::read).
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion>;
+
     /// Orders all earlier accesses before all later ones, stores before loads included.
     fn full_fence(&self);
 
@@ -195,6 +202,8 @@ struct Entry {
     id: RegionId,
     hold: Hold,
     users: u32,
+    /// Its first guest address; none for what is no guest memory.
+    guest: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -219,7 +228,7 @@ impl MemoryMap {
     /// A table without regions.
     #[must_use]
     pub const fn new() -> Self {
-        const FREE: Entry = Entry { id: RegionId(0), hold: Hold::Free, users: 0 };
+        const FREE: Entry = Entry { id: RegionId(0), hold: Hold::Free, users: 0, guest: None };
         Self { live: Vec::new(), entries: [FREE; REGIONS_MAX] }
     }
 
@@ -236,7 +245,8 @@ impl MemoryMap {
         let short = u8::try_from(index).map_err(|_| MapFault::Full)?;
         let live = Live { region, index: short, set: RegionSet(1 << short) };
         self.live.push(live).map_err(|_| MapFault::Full)?;
-        self.entries[index] = Entry { id: region.id, hold: Hold::Live, users: 0 };
+        let guest = Some(region.guest);
+        self.entries[index] = Entry { id: region.id, hold: Hold::Live, users: 0, guest };
         Ok(())
     }
 
@@ -283,7 +293,7 @@ impl MemoryMap {
     /// [`MapFault::Full`].
     pub fn adopt(&mut self, id: RegionId) -> Result<(), MapFault> {
         let free = self.entries.iter_mut().find(|e| e.hold == Hold::Free);
-        *free.ok_or(MapFault::Full)? = Entry { id, hold: Hold::Live, users: 0 };
+        *free.ok_or(MapFault::Full)? = Entry { id, hold: Hold::Live, users: 0, guest: None };
         Ok(())
     }
 
@@ -325,6 +335,12 @@ impl MemoryMap {
     #[must_use]
     pub fn contains(&self, id: RegionId) -> bool {
         self.entries.iter().any(|e| e.hold != Hold::Free && e.id == id)
+    }
+
+    /// The guest address of a place in a region, in force or retired.
+    pub(crate) fn guest_address(&self, region: RegionId, offset: u64) -> Option<u64> {
+        let entry = self.entries.iter().find(|e| e.hold != Hold::Free && e.id == region)?;
+        entry.guest?.checked_add(offset)
     }
 
     /// Finds what is contiguous at a guest address: `len` bytes, or fewer at a region's end.

@@ -142,6 +142,15 @@ impl Request {
         orphaned: false,
     };
 
+    /// Where its data lands in guest memory: for a read, its data segments.
+    pub(crate) fn landing<'s>(&self, chain: &'s [Segment; SEGMENTS_MAX]) -> &'s [Segment] {
+        let first = usize::from(self.first_segment);
+        match self.delivers {
+            0 => &[],
+            _ => &chain[first..first + usize::from(self.segments)],
+        }
+    }
+
     /// The next slice, without moving on; `None` when all is cut.
     #[inline]
     pub(crate) fn peek_slice<'r>(

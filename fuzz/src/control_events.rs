@@ -88,6 +88,11 @@ impl SharedMemory for Mapped {
         self.flat.store_release_u16(r, offset, value)
     }
 
+    fn set_bits(&self, r: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        self.check(r);
+        self.flat.set_bits(r, offset, bits)
+    }
+
     fn full_fence(&self) {
         self.flat.full_fence();
     }

@@ -9,8 +9,10 @@ mod virtqueue;
 mod blk_request;
 mod slice;
 mod control_events;
+mod inflight_region;
 
 pub use blk_request::blk_request;
 pub use control_events::control_events;
+pub use inflight_region::inflight_region;
 pub use slice::slice;
 pub use virtqueue::{virtqueue_packed, virtqueue_split};

@@ -14,6 +14,7 @@ const TARGETS: [(&str, Target); 5] = [
     ("blk_request", sluice_fuzz::blk_request),
     ("slice", sluice_fuzz::slice),
     ("control_events", sluice_fuzz::control_events),
+    ("inflight_region", sluice_fuzz::inflight_region),
 ];
 
 /// Names the input that was not survived.

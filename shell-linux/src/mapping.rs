@@ -4,7 +4,7 @@
 //! formed: values are copied with volatile accesses, indices are atomics, payload is handed to
 //! the kernel as ranges.
 
-use core::sync::atomic::{AtomicU16, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -379,6 +379,13 @@ impl SharedMemory for Mappings {
         value: u16,
     ) -> Result<(), OutOfRegion> {
         self.index(region, offset)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        let at = self.find(region, offset, 1)?;
+        // SAFETY: a byte of a live mapping; other parties access it as a byte or a word of bits.
+        unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::AcqRel);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Guest memory that C code has shared: one region, reached by raw pointers only.
 
-use core::sync::atomic::{AtomicU16, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 
 use sluice_core::memory::{OutOfRegion, RegionId, SharedMemory};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -88,6 +88,13 @@ impl SharedMemory for Guest {
         value: u16,
     ) -> Result<(), OutOfRegion> {
         self.index(region, offset)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        let at = self.at(region, offset, 1)?;
+        // SAFETY: a byte inside; an atomic may be shared with whoever writes it.
+        unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::AcqRel);
         Ok(())
     }
 

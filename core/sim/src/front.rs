@@ -71,6 +71,14 @@ pub struct Front {
     pub inflight: bool,
     /// Whether the driver wants packed rings.
     packed: bool,
+    /// The chunk of its inflight region, and whether the device has it.
+    pub area: Option<usize>,
+    /// See [`area`](Self::area).
+    pub handed_over: bool,
+    /// Whether it connected again without the region that it had.
+    pub lost_area: bool,
+    /// Whether a queue is broken, so that its guest has to be reset.
+    pub begins_anew: bool,
     queues: u16,
     chunks: usize,
 }
@@ -92,6 +100,10 @@ impl Front {
             enabled: vec![false; usize::from(queues)],
             inflight: inflight && !build.packed,
             packed: build.packed,
+            area: None,
+            handed_over: false,
+            lost_area: false,
+            begins_anew: false,
             queues,
             chunks,
         }
@@ -106,7 +118,8 @@ impl Front {
     /// Whether all its queues run.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.state == State::Here && self.is_quiet() && self.running.iter().all(|&runs| runs)
+        let settled = self.is_quiet() && !self.begins_anew;
+        self.state == State::Here && settled && self.running.iter().all(|&runs| runs)
     }
 
     /// Whether the protocol features were negotiated, and with them enabling.
@@ -151,25 +164,74 @@ impl Front {
         let base = self.first_base();
         self.bases.fill(base);
         self.running.fill(false);
+        (self.area, self.handed_over) = (None, false);
+        (self.lost_area, self.begins_anew) = (false, false);
         self.script.extend([M::AskFeatures, M::Owner, M::AskProtocol]);
         if self.has_protocol() {
             self.script.push_back(M::Protocol);
         }
         self.script.extend([M::AskQueues, M::AskConfig, M::Features]);
+        self.share_memory(prng);
+        self.start_all(prng);
+    }
+
+    fn share_memory(&mut self, prng: &mut Prng) {
         if prng.chance(500) {
-            self.script.push_back(M::Table);
+            self.script.push_back(Message::Table);
         } else {
-            self.script.extend((0..self.chunks).map(M::AddRegion));
+            self.script.extend((0..self.chunks).map(Message::AddRegion));
         }
+    }
+
+    /// Whether its queues can go on where they are after the device was killed.
+    #[must_use]
+    pub fn may_resume(&self) -> bool {
+        let resets = self.script.iter().any(|message| matches!(message, Message::Reset(_)));
+        self.handed_over && self.negotiated && !self.begins_anew && !resets
+    }
+
+    /// Connects again for a guest that has not noticed, with its region or without.
+    pub fn resume(&mut self, prng: &mut Prng, keeps: bool) {
+        use Message as M;
+        self.script.extend([M::Owner, M::Protocol, M::Features]);
+        self.handed_over = false;
+        self.lost_area = !keeps;
+        if keeps {
+            self.script.push_back(M::Inflight);
+        } else {
+            self.area = None;
+        }
+        self.share_memory(prng);
+        self.start_queues(prng);
+    }
+
+    /// Stops a broken device and begins anew, once there is nothing else to say.
+    pub fn begin_anew(&mut self, prng: &mut Prng) {
+        let ready = self.state == State::Here && self.script.is_empty();
+        if ready && core::mem::take(&mut self.begins_anew) {
+            self.lost_area = false;
+            self.reset_all(prng);
+        }
+    }
+
+    /// Stops all queues, and starts them for a guest that has been reset.
+    fn reset_all(&mut self, prng: &mut Prng) {
+        self.script.extend((0..self.queues).map(Message::GetBase));
+        self.script.extend((0..self.queues).map(Message::Reset));
+        self.script.push_back(Message::Features);
         self.start_all(prng);
     }
 
     /// Starts all queues where they were stopped.
     pub fn start_all(&mut self, prng: &mut Prng) {
-        use Message as M;
-        if self.inflight && self.has_protocol() {
-            self.script.push_back(M::Inflight);
+        if self.inflight && self.has_protocol() && !self.lost_area {
+            self.script.push_back(Message::Inflight);
         }
+        self.start_queues(prng);
+    }
+
+    fn start_queues(&mut self, prng: &mut Prng) {
+        use Message as M;
         let (first, enable_late) = (prng.below(self.queues.into()), prng.chance(500));
         for queue in 0..self.queues {
             let queue = (queue + u16::try_from(first).unwrap_or(0)) % self.queues;
@@ -207,12 +269,7 @@ impl Front {
                 }
                 self.start_all(prng);
             }
-            Some(2) => {
-                self.script.extend((0..self.queues).map(M::GetBase));
-                self.script.extend((0..self.queues).map(M::Reset));
-                self.script.push_back(M::Features);
-                self.start_all(prng);
-            }
+            Some(2) => self.reset_all(prng),
             Some(3) if self.has_protocol() => {
                 self.script.extend([M::Enable(queue, false), M::Enable(queue, true)]);
             }

@@ -6,6 +6,7 @@ pub mod bus;
 pub mod clock;
 pub mod cluster;
 pub mod compare;
+pub mod crash;
 pub mod driver;
 pub mod durable;
 pub mod front;

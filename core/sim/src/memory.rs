@@ -102,6 +102,11 @@ impl SharedMemory for FlatMemory {
         self.write(region, offset, &value.to_le_bytes())
     }
 
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        let byte: u8 = self.read(region, offset)?;
+        self.write(region, offset, &(byte | bits))
+    }
+
     #[inline]
     fn full_fence(&self) {
         fence(Ordering::SeqCst);

@@ -60,6 +60,8 @@ pub struct Options {
     pub phase: u64,
     /// Whether queues are tracked in inflight regions.
     pub inflight: bool,
+    /// How often the daemon is killed.
+    pub kills: u64,
 }
 
 impl Options {
@@ -81,6 +83,7 @@ impl Options {
             rate(700, 64),
             rate(700, 32),
         ];
+        let kills = if prng.chance(500) { 0 } else { 1 + prng.skewed(9) };
         let legal = 1 + prng.skewed(3);
         let block_bytes = 4096 << prng.skewed(3);
         let pool = PoolConfig {
@@ -100,7 +103,8 @@ impl Options {
                 let inode = 1 << 48 | (images.len() as u64 + 1);
                 images.push(draw_image(prng, inode));
             }
-            let packed = prng.chance(500);
+            // Packed rings are not tracked: nobody could go on after a kill.
+            let packed = kills == 0 && prng.chance(700);
             let size_bits = prng.between(u64::from(!open) * 2, 6);
             let build = Build {
                 id: u32::try_from(id).unwrap_or(0),
@@ -146,7 +150,8 @@ impl Options {
             capture_max: 1000 << prng.below(12),
             echoes,
             phase: 300_000 << prng.below(4),
-            inflight: prng.chance(300),
+            inflight: prng.chance(if kills > 0 { 850 } else { 300 }),
+            kills,
         }
     }
 }

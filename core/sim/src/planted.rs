@@ -1,14 +1,14 @@
 //! Plants each fault of the core in turn and looks for the first seed that catches it.
 
-use std::panic::{catch_unwind, set_hook};
+use std::panic::{UnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use sluice_core::planted::{Fault, plant};
+use sluice_sim::crash::{Plan, explore};
 use sluice_sim::world::run;
 
 /// One line a fault; fails when one is not caught within so many seeds, or when something is
-/// caught that was not planted.
-/// Only the named faults, when there are names.
+/// caught that was not planted. Only the named faults, when there are names.
 pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
     // An assertion of the core that fails is a catch too.
     set_hook(Box::new(|_| ()));
@@ -17,9 +17,10 @@ pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
     let chosen: Vec<Fault> = Fault::ALL.iter().copied().filter(chosen).collect();
     for &fault in &chosen {
         plant(Some(fault));
-        let caught = (0..seeds).find_map(|seed| Some((seed, complaint(seed)?)));
-        match caught {
-            Some((seed, what)) => println!("{:<18} seed {seed:>4}  {what}", format!("{fault:?}")),
+        let by_kills = || Some(("kills".to_owned(), killed()?));
+        let by_seed = |seed| Some((format!("seed {seed:>4}"), complaint(|| of_seed(seed))?));
+        match by_kills().or_else(|| (0..seeds).find_map(by_seed)) {
+            Some((how, what)) => println!("{:<18} {how:<9}  {what}", format!("{fault:?}")),
             None => {
                 println!("{fault:<20?} not caught in {seeds} seeds");
                 missed += 1;
@@ -27,7 +28,8 @@ pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
         }
     }
     plant(None);
-    let innocent = (0..seeds.min(100)).find_map(|seed| Some((seed, complaint(seed)?)));
+    let of_seed = |seed| Some((seed, complaint(|| of_seed(seed))?));
+    let innocent = (0..seeds.min(100)).find_map(of_seed);
     if let Some((seed, what)) = &innocent {
         println!("nothing planted, yet seed {seed}: {what}");
     }
@@ -35,14 +37,34 @@ pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
     if missed == 0 && innocent.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What a seed complains of first.
-fn complaint(seed: u64) -> Option<String> {
-    match catch_unwind(|| run(seed, false)) {
-        Ok(outcome) => {
-            let first = outcome.violations.first()?;
-            let what: String = first.what.chars().take(80).collect();
-            Some(format!("{} {what}", first.invariant))
-        }
-        Err(_) => Some("an assertion of the core".to_owned()),
-    }
+/// What goes wrong first; an assertion of the core that fails is a catch too.
+fn complaint(run: impl FnOnce() -> Option<String> + UnwindSafe) -> Option<String> {
+    let what = catch_unwind(run).unwrap_or_else(|_| Some("an assertion of the core".to_owned()))?;
+    Some(what.chars().take(90).collect())
+}
+
+/// What a seed complains of.
+fn of_seed(seed: u64) -> Option<String> {
+    let outcome = run(seed, false);
+    let first = outcome.violations.first()?;
+    Some(format!("{} {}", first.invariant, first.what))
+}
+
+/// What killing a daemon at every moment brings to light.
+fn killed() -> Option<String> {
+    let plans = [(2, 2, false), (3, 2, false), (2, 2, true), (3, 3, false)];
+    plans.into_iter().find_map(|(requests, depth, more)| {
+        let plan = Plan {
+            requests,
+            depth,
+            rounds: if more { 1 } else { 2 },
+            size: 4,
+            event_idx: more,
+            adds_while_down: more,
+            resets_while_down: false,
+        };
+        complaint(|| {
+            Some(explore(plan).err()?.split("}: ").last()?.split("]: ").last()?.to_owned())
+        })
+    })
 }

@@ -188,6 +188,12 @@ impl SharedMemory for Watched<'_> {
         Ok(())
     }
 
+    fn set_bits(&self, region: RegionId, offset: u64, bits: u8) -> Result<(), OutOfRegion> {
+        self.inner.set_bits(region, offset, bits)?;
+        self.writes.borrow_mut().push(Access { region, offset, len: 1 });
+        Ok(())
+    }
+
     fn full_fence(&self) {
         self.inner.full_fence();
     }

@@ -57,6 +57,10 @@ impl SharedMemory for Logged<'_> {
         self.mem.store_release_u16(region, at, value)
     }
 
+    fn set_bits(&self, region: RegionId, at: u64, bits: u8) -> Result<(), OutOfRegion> {
+        self.mem.set_bits(region, at, bits)
+    }
+
     fn full_fence(&self) {
         self.log.borrow_mut().push(Done::Fence);
         self.mem.full_fence();

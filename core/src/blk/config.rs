@@ -28,6 +28,9 @@ bitflags! {
         const DISCARD = 1 << 13;
         /// Write-zeroes is offered.
         const WRITE_ZEROES = 1 << 14;
+        /// vhost: writes to guest memory are logged. A front end turns it on and off while
+        /// queues run; drivers never see it.
+        const LOG_ALL = 1 << 26;
         /// Chains may be indirect tables.
         const INDIRECT_DESC = 1 << 28;
         /// Notifications by index.
@@ -53,6 +56,7 @@ impl BlkFeatures {
             | Self::FLUSH
             | Self::TOPOLOGY
             | Self::MQ
+            | Self::LOG_ALL
             | Self::INDIRECT_DESC
             | Self::EVENT_IDX
             | Self::PROTOCOL_FEATURES

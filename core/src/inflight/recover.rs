@@ -65,6 +65,7 @@ pub fn resume(
         *record = mem.read(region, offset + HEADER_BYTES + RECORD_BYTES * at)?;
     }
     let inflight = Inflight { region, offset, counter: 0, batch_head: 0 };
+    //= spec/recovery.md#REC-11
     if header.version.get() == 0 {
         check_window(&ring, 0)?;
         inflight.initialise(mem, &ring, records)?;

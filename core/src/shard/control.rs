@@ -79,6 +79,13 @@ impl Shard<'_> {
             Step::RemoveRegion { guest, user, size } => {
                 self.remove_region(device, guest, user, size)?;
             }
+            Step::SetLog(log) => {
+                let device = &mut self.devices[device];
+                device.map.adopt(log.region).map_err(ControlFault::Memory)?;
+                if let Some(old) = device.log.replace(log) {
+                    device.map.disown(old.region);
+                }
+            }
             Step::SetInflight(area) => {
                 let device = &mut self.devices[device];
                 device.map.adopt(area.region).map_err(ControlFault::Memory)?;
@@ -264,6 +271,7 @@ impl Shard<'_> {
         state.addresses = None;
         let (id, base) = (state.id(), self.devices[device].base(index));
         self.trace.push(TraceEvent::QueueStopped(id));
+        self.release_image(self.devices[device].config.image.0);
         ControlReply::VringBase { index, base }
     }
 
@@ -412,6 +420,9 @@ impl Shard<'_> {
         if let Some(area) = device.inflight {
             device.map.disown(area.region);
         }
+        if let Some(log) = device.log {
+            device.map.disown(log.region);
+        }
         device.map.clear();
         device.reset();
         device.left = true;
@@ -421,10 +432,14 @@ impl Shard<'_> {
         self.release_image(image.0);
     }
 
-    /// Gives an image up when no front end uses it any more.
+    /// Gives an image up when no front end uses it any more: none has a queue that runs, and
+    /// nothing is under way.
+    //= spec/migration.md#MIG-5
     fn release_image(&mut self, index: u32) {
-        let used =
-            |d: u32| self.devices[d].config.image.0 == index && !self.devices[d].is_untouched();
+        let used = |d: u32| {
+            let device = &self.devices[d];
+            device.config.image.0 == index && (device.running > 0 || device.live > 0)
+        };
         if self.devices.used().any(used) || self.images[index].capture == Capture::None {
             return;
         }

@@ -1,7 +1,7 @@
 //! From rings to requests: whose turn it is, and how many chains are taken.
 
-use super::{Likely, Shard, Turn};
-use crate::blk::{BlkRequest, Limits, Range, Verdict, parse};
+use super::{Likely, Shard, Turn, dirty};
+use crate::blk::{BlkRequest, Limits, Range, Status, Verdict, parse};
 use crate::device::{Device, QueueId};
 use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
 use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
@@ -148,8 +148,12 @@ impl Shard<'_> {
         debug_assert_eq!(first, Some(index));
         let queue = &mut self.queues[index];
         queue.empty = 0;
+        let device = &self.devices[queue.device];
         let armed = match &mut queue.ring {
-            Some(ring) => ring.arm(mem),
+            Some(ring) => ring.arm(mem).and_then(|more| {
+                dirty::log_ring(mem, device, ring)?;
+                Ok(more)
+            }),
             None => Ok(false),
         };
         match armed {
@@ -175,13 +179,14 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.turn = Turn::Active;
         queue.empty = 0;
+        let device = &self.devices[queue.device];
         let disarmed = match &mut queue.ring {
-            Some(ring) => ring.disarm(mem),
+            Some(ring) => disarm(mem, device, ring),
             None => Ok(()),
         };
         self.active.push(&mut self.queues, index);
-        if disarmed.is_err() {
-            self.break_queue(index, QueueFault::RingUnmapped);
+        if let Err(fault) = disarmed {
+            self.break_queue(index, fault);
         }
     }
 
@@ -316,6 +321,12 @@ impl Shard<'_> {
             let request = &mut self.requests[slot];
             let accepted = intake.admit(mem, &chain, segments, ranges, request);
             mem.prefetch_write(request.status_at.region(), request.status_at.offset);
+            let logged = dirty::log_landing(mem, intake.device, request, segments);
+            if let Err(out) = logged {
+                // Nothing may land that is not logged.
+                request.fail(Status::IoErr);
+                fault = Some(out.into());
+            }
             if accepted {
                 ready.push(&mut self.requests, slot);
             } else if !planted(Fault::RefusedLost) {
@@ -365,6 +376,12 @@ impl Shard<'_> {
         self.queues[index].done.push(&mut self.requests, slot);
         self.list_publishing(index);
     }
+}
+
+/// Tells a ring's driver that its notifications are of no use.
+fn disarm(mem: &impl SharedMemory, device: &Device, ring: &mut Ring) -> Result<(), QueueFault> {
+    ring.disarm(mem)?;
+    Ok(dirty::log_ring(mem, device, ring)?)
 }
 
 /// Makes requests of the chains of one queue.
@@ -419,6 +436,8 @@ impl Intake<'_> {
                 let places = &segments[first..first + usize::from(data.count)];
                 self.fill(request, chain, RequestKind::Answered, Cursor::DONE, status_at);
                 request.delivers = write_id(mem, places, &self.device.config.serial);
+                request.first_segment = data.first;
+                request.segments = data.count;
                 return false;
             }
         };

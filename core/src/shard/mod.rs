@@ -16,6 +16,7 @@
 //! or a store does may cause one.
 
 mod control;
+mod dirty;
 mod intake;
 mod work;
 
@@ -365,8 +366,12 @@ impl<'s> Shard<'s> {
         self.trace.push(TraceEvent::CaptureGranted(id));
     }
 
-    /// The next thing that the shell has to do.
+    /// The next thing that the shell has to do. What is to be done with an image comes before
+    /// what front ends hear: who is told that a queue has stopped may use the image elsewhere.
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        if let Some(effect) = self.image_effect() {
+            return Some(effect);
+        }
         while let Some(index) = self.device_news.first() {
             if let Some(effect) = self.device_effect(index) {
                 return Some(effect);
@@ -374,24 +379,24 @@ impl<'s> Shard<'s> {
             self.device_news.pop(&mut self.devices);
             self.devices[index].listed = false;
         }
-        let index = self.image_news.first()?;
-        let image = &mut self.images[index];
-        let news = image.news.take();
-        let poisoned = core::mem::take(&mut image.newly_poisoned);
-        if poisoned && news.is_some() {
-            // Told one at a time; the other stays.
-            image.news = news;
-        } else {
+        None
+    }
+
+    fn image_effect(&mut self) -> Option<Effect> {
+        while let Some(index) = self.image_news.first() {
+            let image = &mut self.images[index];
+            if core::mem::take(&mut image.newly_poisoned) {
+                return Some(Effect::Poisoned(ImageId(index)));
+            }
+            match image.news.take() {
+                Some(CaptureNews::Take) => return Some(Effect::Capture(ImageId(index))),
+                Some(CaptureNews::GiveUp) => return Some(Effect::Release(ImageId(index))),
+                None => {}
+            }
             self.image_news.pop(&mut self.images);
             self.images[index].listed = false;
         }
-        if poisoned {
-            return Some(Effect::Poisoned(ImageId(index)));
-        }
-        news.map(|news| match news {
-            CaptureNews::Take => Effect::Capture(ImageId(index)),
-            CaptureNews::GiveUp => Effect::Release(ImageId(index)),
-        })
+        None
     }
 
     fn device_effect(&mut self, index: u32) -> Option<Effect> {

@@ -1,9 +1,8 @@
 //! From requests to operations, and from replies to used rings.
 
 use super::intake::sync_holders;
-use super::{PUBLISH, Shard};
+use super::{PUBLISH, Shard, dirty};
 use crate::blk::Status;
-use crate::complete;
 use crate::device::{Phase, QueueId};
 use crate::image::{Backing, Geometry, ImageId};
 use crate::limits::PARTS_RESERVED;
@@ -14,7 +13,6 @@ use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
 use crate::slots::Fifo;
 use crate::trace::TraceEvent;
-use crate::virtqueue::QueueFault;
 
 /// Where a slice goes.
 enum Route {
@@ -209,11 +207,13 @@ impl Shard<'_> {
         let device_index = queue.device;
         let device = &mut self.devices[device_index];
         //= spec/lifecycle.md#LIF-13
+        //= spec/inflight.md#INF-8
         let published = match &mut queue.ring {
             _ if count == 0 => Ok(false),
             Some(ring) if device.phase == Phase::Open || planted(Fault::PublishedAfterGone) => {
                 self.counters.batches += 1;
-                complete::publish(mem, ring, &mut queue.inflight, &self.requests, &done)
+                let inflight = &mut queue.inflight;
+                dirty::publish(mem, device, ring, inflight, &self.requests, self.segments, &done)
             }
             _ => Ok(false),
         };
@@ -233,8 +233,8 @@ impl Shard<'_> {
         if unused {
             self.list_device(device_index);
         }
-        if published.is_err() {
-            self.break_queue(index, QueueFault::RingUnmapped);
+        if let Err(fault) = published {
+            self.break_queue(index, fault);
             // What is marked is not given back: whoever comes next has to see that.
             self.queues[index].inflight = None;
         }

@@ -14,6 +14,7 @@ pub use split::SplitRing;
 
 use ids::IdSet;
 
+use crate::dirty::OutOfLog;
 use crate::inflight::InflightFault;
 use crate::memory::OutOfRegion;
 use crate::planted::{Fault, planted};
@@ -37,6 +38,8 @@ pub enum QueueFault {
     BadChain,
     /// A ring no longer lies in mapped memory.
     RingUnmapped,
+    /// A page was to be written that has no bit in the dirty log.
+    OutOfLog,
     /// The queue cannot go on from its inflight region.
     Inflight(InflightFault),
 }
@@ -44,6 +47,12 @@ pub enum QueueFault {
 impl From<InflightFault> for QueueFault {
     fn from(fault: InflightFault) -> Self {
         Self::Inflight(fault)
+    }
+}
+
+impl From<OutOfLog> for QueueFault {
+    fn from(_: OutOfLog) -> Self {
+        Self::OutOfLog
     }
 }
 

@@ -8,12 +8,13 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::layout::{
-    DESC_AVAIL, DESC_BYTES, DESC_USED, DESC_WRITE, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS,
-    EVENT_PLACE, EventSuppression, PACKED_FLAGS, PACKED_LEN, PackedDescriptor,
+    DESC_AVAIL, DESC_BYTES, DESC_USED, DESC_WRITE, EVENT_BYTES, EVENT_DISABLE, EVENT_ENABLE,
+    EVENT_FLAGS, EVENT_PLACE, EventSuppression, PACKED_FLAGS, PACKED_LEN, PackedDescriptor,
+    desc_table_bytes,
 };
 use super::{ChainToken, IdSet, QueueFault, Rings};
 use crate::limits::QUEUE_SIZE_MAX;
-use crate::memory::{OutOfRegion, SharedMemory};
+use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 
 /// A place in a packed ring: an index below the ring's size, and how often the ring was passed,
@@ -188,6 +189,11 @@ impl PackedRing {
     #[must_use]
     pub const fn base(&self) -> PackedBase {
         PackedBase { avail: self.next_avail, used: self.next_used }
+    }
+
+    /// The parts that the device writes, with their lengths.
+    pub(crate) const fn written(&self) -> [((RegionId, u64), u64); 2] {
+        [(self.rings.desc, desc_table_bytes(self.size)), (self.rings.used, EVENT_BYTES)]
     }
 
     /// Whether entries are held that were not given back.

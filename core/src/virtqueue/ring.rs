@@ -54,6 +54,14 @@ impl Ring {
         either!(self, ring => ring.rings())
     }
 
+    /// The parts that the device writes, with their lengths.
+    pub(crate) fn written(&self) -> [((RegionId, u64), u64); 2] {
+        match self {
+            Self::Split(ring) => [ring.written(), (ring.rings().used, 0)],
+            Self::Packed(ring) => ring.written(),
+        }
+    }
+
     /// What a stopped queue reports as its base.
     #[must_use]
     pub const fn base(&self) -> u32 {

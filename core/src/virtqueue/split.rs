@@ -7,12 +7,12 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 
 use super::layout::{
     AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, DESC_BYTES, Descriptor, USED_IDX, USED_NO_NOTIFY,
-    USED_RING, UsedElement, avail_event_offset, used_event_offset,
+    USED_RING, UsedElement, avail_event_offset, used_event_offset, used_ring_bytes,
 };
 use super::{ChainToken, IdSet, QueueFault, Rings, passes_event};
 use crate::inflight::{Resubmission, RingState};
 use crate::limits::QUEUE_SIZE_MAX;
-use crate::memory::{OutOfRegion, SharedMemory};
+use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 
 /// The device's side of one running split virtqueue.
@@ -244,6 +244,11 @@ impl SplitRing {
         let entry = u64::from(self.next_used.wrapping_add(ahead) & (self.size - 1));
         let element = UsedElement { id: U32::new(token.0), len: U32::new(len) };
         mem.write(region, offset + USED_RING + 8 * entry, &element)
+    }
+
+    /// What the device writes of the ring in memory: where, and how many bytes.
+    pub(crate) fn written(&self) -> ((RegionId, u64), u64) {
+        (self.rings.used, used_ring_bytes(self.size))
     }
 
     /// Makes `count` used entries visible.

@@ -149,8 +149,8 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         avail: u64,
         _log: u64,
     ) -> Result<()> {
-        if !flags.is_empty() {
-            // A log of dirty pages was never offered.
+        // Where a ring lies is known, so the place that the log should say for it is not needed.
+        if !(flags - VhostUserVringAddrFlags::VHOST_VRING_F_LOG).is_empty() {
             return self.unexpected();
         }
         let addresses = RingAddresses { desc, avail, used };
@@ -229,7 +229,14 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         self.unexpected()
     }
 
-    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        self.unexpected()
+    // The dispatcher answers this one whatever was asked for; a refusal that it does not send
+    // would leave the front end waiting.
+    //= spec/migration.md#MIG-1
+    fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
+        let fd = own(file).map_err(|error| self.close(Error::SocketError(error.into())))?;
+        let mapping = Mapping::new(fd, log.mmap_offset, log.mmap_size)
+            .map_err(|error| self.close(self.refuse(&Refusal::Log(error))))?;
+        let event = ControlEvent::SetLogBase { region: RegionId(0), bytes: log.mmap_size };
+        self.ask(event, vec![mapping], None).map(drop).map_err(|error| self.close(error))
     }
 }

@@ -16,13 +16,15 @@ pub(super) enum Refusal {
     Ring(anyhow::Error),
     /// An inflight region that cannot be mapped.
     Inflight(anyhow::Error),
+    /// A dirty log that cannot be mapped.
+    Log(anyhow::Error),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ControlFault as F;
         let text = match self {
-            Self::Memory(error) | Self::Ring(error) | Self::Inflight(error) => {
+            Self::Memory(error) | Self::Ring(error) | Self::Inflight(error) | Self::Log(error) => {
                 return write!(f, "{error:#}");
             }
             Self::Core(fault) => match fault {
@@ -45,6 +47,7 @@ impl fmt::Display for Refusal {
                 F::Leaving => "a message of a front end that has gone",
                 F::Busy => "a message while the answer to another is due",
                 F::Inflight => "an inflight region that does not fit the queues",
+                F::Log => "a dirty log that was not negotiated",
             },
         };
         f.write_str(text)
@@ -63,7 +66,7 @@ pub(super) fn remedy(refusal: &Refusal) -> &'static str {
         }
         Refusal::Core(F::QueueSize) => "give its queues another size (QEMU: queue-size=)",
         Refusal::Core(F::Memory(MapFault::Full)) => "give the virtual machine fewer memory devices",
-        Refusal::Core(_) | Refusal::Ring(_) | Refusal::Inflight(_) => {
+        Refusal::Core(_) | Refusal::Ring(_) | Refusal::Inflight(_) | Refusal::Log(_) => {
             "this looks like a fault of the front end: please report it with its version"
         }
     }

@@ -53,7 +53,8 @@ impl Loop<'_> {
                 }
             }
             ControlEvent::AddMemRegion(Region { id, .. })
-            | ControlEvent::SetInflight { region: id, .. } => {
+            | ControlEvent::SetInflight { region: id, .. }
+            | ControlEvent::SetLogBase { region: id, .. } => {
                 *id = *ids.first().expect("a region comes with its mapping");
             }
             _ => {}

@@ -74,6 +74,8 @@ pub struct Live {
     pub before: Vec<u8>,
     /// Whether the device has taken it from the available ring.
     pub fetched: bool,
+    /// Whether an operation was ever sent for it.
+    pub sent: bool,
     /// Operations that are under way for it.
     pub ops: u32,
     /// Whether one of them failed.
@@ -127,6 +129,7 @@ pub fn decode(ram: &Ram, guest: u32, source: &Source, disk: &Disk) -> Live {
         status,
         before: Vec::new(),
         fetched: false,
+        sent: false,
         ops: 0,
         failed: false,
     };

@@ -6,6 +6,7 @@
 
 pub mod ram;
 mod judge;
+mod kill;
 pub mod decode;
 pub mod memory;
 pub mod parts;
@@ -66,6 +67,8 @@ pub struct Ring {
     frame: Frame,
     side: Side,
     running: bool,
+    /// Whether it ran when the device was killed, and has not been started since.
+    killed: bool,
     /// Whether the device may take new chains.
     pub enabled: bool,
     /// Chains that the driver has made available and not got back, by head or buffer id.
@@ -155,6 +158,7 @@ impl Bus {
             frame,
             side,
             running: false,
+            killed: false,
             enabled: false,
             live: BTreeMap::new(),
             owed: false,
@@ -164,13 +168,16 @@ impl Bus {
         self.rings.insert(who, ring);
     }
 
-    /// The device is about to be told that a ring runs, at the place where it was stopped.
+    /// The device is about to be told that a ring runs, at the place where it was stopped. It
+    /// will have to notify its driver.
+    //= spec/recovery.md#REC-8
     pub fn start(&mut self, ram: &mut Ram, who: (u32, u16), event_idx: bool, enabled: bool) {
         let Some(ring) = self.rings.get_mut(&who) else { return };
         (ring.running, ring.enabled, ring.frame.event_idx) = (true, enabled, event_idx);
-        (ring.ready, ring.overtaken) = (true, 0);
-        either!(&mut ring.side, side => side.start(ram, &ring.frame));
-        // What has been taken has come back: all there is waits.
+        (ring.ready, ring.overtaken, ring.owed) = (true, 0, true);
+        // What was taken before a kill is no more among what waits.
+        let taken = ring.live.values().filter(|live| live.fetched).count();
+        either!(&mut ring.side, side => side.start(ram, &ring.frame, taken));
         ring.live.values().for_each(|live| grant_chain(ram, live));
     }
 

@@ -54,7 +54,7 @@ fn shows(ram: &Ram, frame: &Frame, number: u64, used: bool) -> bool {
 
 impl Packed {
     /// The ring runs: what stands in it may be taken.
-    pub(super) fn start(&mut self, ram: &mut Ram, frame: &Frame) {
+    pub(super) fn start(&mut self, ram: &mut Ram, frame: &Frame, _taken: usize) {
         self.acquired = None;
         for number in 0..u64::from(frame.size) {
             ram.grant(at(frame.desc, 16 * number + 14, 2), READ);

@@ -49,6 +49,7 @@ pub fn attribute(
         return Err(("I11", format!("{op:?} is not left to do for {name:?}")));
     }
     live.ops += 1;
+    live.sent = true;
     Ok(Some(name))
 }
 

@@ -27,7 +27,7 @@ const fn slot(frame: &Frame, base: u64, entry_bytes: u64, index: u16) -> u64 {
 
 impl Split {
     /// The ring runs: what stands in it may be taken.
-    pub(super) fn start(&mut self, ram: &mut Ram, frame: &Frame) {
+    pub(super) fn start(&mut self, ram: &mut Ram, frame: &Frame, taken: usize) {
         self.acquired = self.fetched;
         ram.grant(at(frame.avail, 0, 4), READ);
         ram.grant(at(frame.avail, used_event_offset(frame.size), 2), READ);
@@ -36,10 +36,24 @@ impl Split {
         ram.grant(at(frame.used, avail_event_offset(frame.size), 2), WRITE);
         let mut waiting = self.fetched;
         let mut into = self.returned;
+        for _ in 0..taken {
+            ram.grant(at(frame.used, slot(frame, USED_RING, 8, into), 8), WRITE);
+            into = into.wrapping_add(1);
+        }
         while waiting != self.offered {
             expose(ram, frame, waiting, into);
             (waiting, into) = (waiting.wrapping_add(1), into.wrapping_add(1));
         }
+    }
+
+    /// The used index that the driver can see.
+    pub(super) const fn returned(&self) -> u16 {
+        self.returned
+    }
+
+    /// A successor goes on with so many chains under way.
+    pub(super) fn take_over(&mut self, taken: usize) {
+        self.fetched = self.returned.wrapping_add(u16::try_from(taken).unwrap_or(0));
     }
 
     pub(super) const fn base(&self, _: &Frame) -> u32 {

@@ -22,6 +22,7 @@ impl World<'_> {
         if front.awaited.is_some() || front.state == State::Leaving {
             return;
         }
+        front.begin_anew(&mut self.prng);
         if let Some(message) = front.script.pop_front() {
             return self.say(id, message);
         }
@@ -56,7 +57,7 @@ impl World<'_> {
     }
 
     /// The driver forgets what it asked for: none of it may happen any more, but what is sent.
-    fn reset_queue(&mut self, id: u32, index: u16) {
+    pub(super) fn reset_queue(&mut self, id: u32, index: u16) {
         let event_idx = self.fronts[id as usize].features.contains(BlkFeatures::EVENT_IDX);
         let guest = &mut self.guests[id as usize];
         let forgotten = guest.reset_queue(&self.mem, index.into(), event_idx);
@@ -121,9 +122,11 @@ impl World<'_> {
             M::Base(q) => E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)] },
             M::Addr(q) => E::SetVringAddr { index: q.into(), addresses: self.addresses(id, q) },
             M::Kick(q) => {
+                let area = self.area(id, q);
                 let event_idx = front.features.contains(BlkFeatures::EVENT_IDX);
                 let enabled = !front.has_protocol() || front.enabled[usize::from(q)];
                 let Inner { ram, bus, .. } = &mut *self.mem.inner();
+                bus.take_over(ram, (id, q), area);
                 bus.start(ram, (id, q), event_idx, enabled);
                 E::SetVringKick { index: q.into() }
             }
@@ -141,6 +144,10 @@ impl World<'_> {
                 self.bury_ghosts(id);
                 let front = &mut self.fronts[id as usize];
                 front.bases[usize::from(q)] = front.first_base();
+                // Some keep a region over a reset: a queue that has stopped has left nothing in it.
+                if self.prng.chance(700) {
+                    (front.area, front.handed_over) = (None, false);
+                }
                 self.clock.plan(1, Event::Front(id));
                 return;
             }
@@ -168,8 +175,11 @@ impl World<'_> {
         let bytes = region_bytes(build.queues, build.size);
         let len = usize::try_from(bytes).expect("a small region");
         let mut inner = self.mem.inner();
-        let chunk = inner.ram.add(u32::MAX, 0, len, true);
-        inner.ram.bytes_mut(Extent { chunk, at: 0, len }).fill(0);
+        let chunk = *self.fronts[id as usize].area.get_or_insert_with(|| {
+            let chunk = inner.ram.add(u32::MAX, 0, len, true);
+            inner.ram.bytes_mut(Extent { chunk, at: 0, len }).fill(0);
+            chunk
+        });
         let region = inner.map(chunk);
         drop(inner);
         self.fronts[id as usize].offered.push(region);
@@ -227,6 +237,7 @@ impl World<'_> {
             }
             (Message::Kick(q), R::Done) => front.running[usize::from(q)] = true,
             (Message::Features, R::Done) => self.agree(id),
+            (Message::Inflight, R::Done) => front.handed_over = true,
             (Message::AskConfig, R::Config(config)) => self.check_config(id, &config),
             (Message::AskFeatures | Message::AskProtocol | Message::AskQueues, R::Value(_))
             | (_, R::Done) => {}
@@ -305,6 +316,11 @@ impl World<'_> {
         if self.flights.values().any(|flight| flight.guest() == Some(id)) {
             self.fault("I08", format!("guest {id} has left with operations under way"));
         }
+        self.gone(id);
+    }
+
+    /// Nobody knows of a front end any more: its writes have had their effect, or never will.
+    pub(super) fn gone(&mut self, id: u32) {
         self.fronts[id as usize].state = State::Away;
         self.bury_ghosts(id);
         let mut inner = self.mem.inner();

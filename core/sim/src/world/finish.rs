@@ -11,6 +11,7 @@ impl World<'_> {
     /// Faults stop. Everybody connects who is legal; hostile guests are sent away.
     pub(super) fn heal(&mut self) {
         self.phase = Phase::Healing;
+        self.mem.inner().spare();
         self.line(None, "heal", format_args!(""));
         self.cluster.errors = 0;
         for pg in 1..=self.options.pool.pg_count {

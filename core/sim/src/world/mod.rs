@@ -9,12 +9,12 @@ mod ops;
 mod visit;
 mod control;
 mod vandal;
+mod kill;
 mod finish;
 
 use std::collections::BTreeMap;
 
-use sluice_core::device::{DeviceConfig, DeviceId, QueueId};
-use sluice_core::image::ImageId;
+use sluice_core::device::{DeviceId, QueueId};
 use sluice_core::op::Reply;
 use sluice_core::placement::{Epoch, Update};
 use sluice_core::shard::{Input, Shard};
@@ -31,6 +31,7 @@ use crate::history::{Flush, History, Initial, Read, Write};
 use crate::log::{Log, Violation, Who};
 use crate::options::Options;
 use crate::prng::Prng;
+use kill::populate;
 use ops::{Answer, Flight};
 
 /// What is planned. The order of the variants has no meaning.
@@ -52,6 +53,8 @@ enum Event {
     Capture(u32, u32),
     /// A placement group moves.
     Move,
+    /// The daemon is killed.
+    Kill,
 }
 
 /// How far a run has come.
@@ -98,15 +101,21 @@ const EVENTS_MAX: u64 = 400_000;
 pub fn run(seed: u64, show: bool) -> Outcome {
     let mut prng = Prng::new(seed);
     let options = Options::draw(&mut prng);
-    let mut arena = Arena::new(options.capacity);
+    // One for each daemon.
+    let mut arenas: Vec<Arena> =
+        (0..=options.kills).map(|_| Arena::new(options.capacity)).collect();
     let mut log = Log::new(show);
     log.line(0, None, "seed", format_args!("{seed}"));
     log.line(0, None, "options", format_args!("{options:?}"));
-    World::new(prng, options, &mut arena, log).run()
+    World::new(prng, options, arenas.iter_mut(), log).run()
 }
 
 struct World<'s> {
     shard: Shard<'s>,
+    /// For the next daemons.
+    arenas: core::slice::IterMut<'s, Arena>,
+    /// Daemons that were killed.
+    kills: u64,
     mem: WatchedMemory,
     cluster: Cluster,
     guests: Vec<Guest>,
@@ -148,30 +157,34 @@ struct World<'s> {
 }
 
 impl<'s> World<'s> {
-    fn new(mut prng: Prng, options: Options, arena: &'s mut Arena, log: Log) -> Self {
-        let mut shard = Shard::new(arena.storage());
+    fn new(
+        mut prng: Prng,
+        options: Options,
+        mut arenas: core::slice::IterMut<'s, Arena>,
+        log: Log,
+    ) -> Self {
         let mem = WatchedMemory::new(prng.fork(), options.lazy);
         let cluster = Cluster::new(prng.fork(), &options.images, options.pool, options.errors);
-        for &config in &options.images {
-            shard.add_image(config).expect("there is room for all images");
-        }
         let (mut guests, mut fronts, mut serials) = (Vec::new(), Vec::new(), Vec::new());
-        for &(build, image) in &options.guests {
+        for &(build, _) in &options.guests {
             let guest = Guest::new(&mem, prng.fork(), build);
             let mut serial = [0; 20];
             serial.iter_mut().for_each(|byte| *byte = u8::try_from(prng.below(256)).unwrap_or(0));
-            let config = DeviceConfig { image: ImageId(image), serial, queues: build.queues };
-            shard.add_device(config).expect("there is room for all devices");
             fronts.push(Front::new(&build, guest.chunks.len(), options.inflight));
             guests.push(guest);
             serials.push(serial);
         }
+        let poisoned = vec![false; options.images.len()];
+        let arena = arenas.next().expect("one for the first daemon");
+        let shard = populate(arena, &options, &serials, &poisoned);
         let history =
             |image: usize| History::new(image as u64 + 1, Initial::Zero).with_power_losses();
         let mut clock = Clock::new();
         clock.plan(0, Event::Turn);
         Self {
             shard,
+            arenas,
+            kills: 0,
             mem,
             cluster,
             guests,
@@ -192,7 +205,7 @@ impl<'s> World<'s> {
             stirred: false,
             captured: vec![false; options.images.len()],
             questions: vec![0; options.images.len()],
-            poisoned: vec![false; options.images.len()],
+            poisoned,
             looking: BTreeMap::new(),
             epoch: 0,
             phase: Phase::Faults,
@@ -226,6 +239,9 @@ impl<'s> World<'s> {
             }
             self.mem.inner().drift();
             self.happen(event);
+            if self.is_dead() {
+                self.bury();
+            }
             self.collect();
         }
         self.collect();
@@ -248,6 +264,7 @@ impl<'s> World<'s> {
                 self.move_group(pg, osd);
             }
         }
+        self.plan_kill();
         if self.options.moves > 0 {
             self.clock.plan(10_000, Event::Move);
         }
@@ -277,6 +294,7 @@ impl<'s> World<'s> {
             Event::Front(guest) => self.go_on(guest),
             Event::Capture(image, asked) => self.decide_capture(image, asked),
             Event::Move => self.move_any_group(),
+            Event::Kill => self.kill(),
         }
     }
 

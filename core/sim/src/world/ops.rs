@@ -97,20 +97,31 @@ impl World<'_> {
                 }
                 Stage::Apply
             }
-            Stage::Apply => {
-                let Flight { op, image, name, .. } = flight;
-                let result = self.cluster.apply(&op, image, &mut flight.payload);
-                let certain = matches!(op.kind, OpKind::Write | OpKind::WriteZeroes { .. });
-                if let (Some(name), true) = (name, certain) {
-                    let (first, sectors) = (op.offset / 512, op.len / 512);
-                    self.durable.applied(name, first, sectors, self.cluster.effects);
-                }
-                Stage::Land(result)
-            }
+            Stage::Apply => Stage::Land(self.apply(&mut flight)),
             Stage::Land(result) => return self.land(number, &flight, result),
         };
         self.flights.insert(number, flight);
         self.plan_op(number);
+    }
+
+    fn apply(&mut self, flight: &mut Flight) -> i64 {
+        let Flight { op, image, name, .. } = *flight;
+        let result = self.cluster.apply(&op, image, &mut flight.payload);
+        let certain = matches!(op.kind, OpKind::Write | OpKind::WriteZeroes { .. });
+        if let (Some(name), true) = (name, certain) {
+            let (first, sectors) = (op.offset / 512, op.len / 512);
+            self.durable.applied(name, first, sectors, self.cluster.effects);
+        }
+        result
+    }
+
+    /// Who sent them is dead: what has its payload has its effect now, or never.
+    pub(super) fn end_flights(&mut self) {
+        for mut flight in core::mem::take(&mut self.flights).into_values() {
+            if flight.stage == Stage::Apply && self.prng.chance(500) {
+                self.apply(&mut flight);
+            }
+        }
     }
 
     /// The payload of a write is read from the guest's memory, whole.

@@ -9,12 +9,21 @@ use crate::options::Pace;
 impl World<'_> {
     pub(super) fn turn(&mut self) {
         self.awake = false;
+        // A turn that is not ended is that of a daemon that was killed.
+        if let Some(busy) = self.steps() {
+            self.rest(busy);
+        }
+    }
+
+    /// Says whether there was anything to do; `None` when the daemon is killed.
+    fn steps(&mut self) -> Option<bool> {
         let mut busy = false;
         for id in core::mem::take(&mut self.kicks) {
             self.mem.inner().bus.kicked((id.device.0, id.index));
             self.shard.handle_kick(&self.mem, id);
         }
         busy |= self.poll_queues();
+        self.alive()?;
         self.interleave();
         busy |= self.poll_ops();
         self.interleave();
@@ -24,11 +33,13 @@ impl World<'_> {
         }
         self.interleave();
         self.shard.publish(&self.mem);
+        self.alive()?;
         self.interleave();
         self.notify();
         self.take_effects();
+        self.alive()?;
         self.interleave();
-        self.rest(busy);
+        Some(busy)
     }
 
     fn poll_queues(&mut self) -> bool {
@@ -97,7 +108,9 @@ impl World<'_> {
     }
 
     pub(super) fn take_effects(&mut self) {
-        while let Some(effect) = self.shard.poll_effect() {
+        while !self.is_dead()
+            && let Some(effect) = self.shard.poll_effect()
+        {
             match effect {
                 Effect::Reply(device, reply) => self.answered(device.0, reply),
                 Effect::Unmap(region) => {
@@ -127,7 +140,7 @@ impl World<'_> {
                     let who = (id.device.0, id.index);
                     self.line(queue(who.0, who.1), "broken", format_args!("{fault:?}"));
                     if !self.is_open(who.0) {
-                        self.fault("I19", format!("a legal queue is broken: {who:?} {fault:?}"));
+                        self.broken(who, fault);
                     }
                 }
                 Effect::Evict(device) => {
@@ -152,6 +165,9 @@ impl World<'_> {
         let pending = !self.kicks.is_empty() || !self.answers.is_empty() || self.stirred;
         if !spins && !busy && !pending {
             let idle = self.shard.arm(&self.mem);
+            if self.is_dead() {
+                return;
+            }
             self.line(None, "arm", format_args!("{idle:?}"));
             self.interleave();
             if idle == Idle::Idle {

@@ -3,7 +3,7 @@
 use sluice_core::device::{ControlEvent, ControlReply};
 use sluice_core::inflight::InflightFault;
 use sluice_core::limits::QUEUE_SIZE_MAX;
-use sluice_core::shard::Input;
+use sluice_core::shard::{Effect, Input};
 use sluice_core::virtqueue::QueueFault;
 use sluice_sim::rig::{HIGH, Rig, Setup, arena, memory};
 use sluice_sim::watched::{Change, Watched};
@@ -370,8 +370,9 @@ fn a_stop_takes_what_is_left_and_nothing_new() {
         rig.turn();
         assert_eq!(rig.used(), [(head, 513)]);
     }
+    assert_eq!(rig.effects.pop_front(), Some(Effect::Release(rig.image)));
     let base = ControlReply::VringBase { index: 0, base: 10 };
-    assert_eq!(rig.effects.pop_front(), Some(sluice_core::shard::Effect::Reply(rig.device, base)));
+    assert_eq!(rig.effects.pop_front(), Some(Effect::Reply(rig.device, base)));
     rig.turn();
     assert_eq!(rig.used(), [], "9 is new");
 }
@@ -388,8 +389,7 @@ fn a_stop_is_answered_when_the_rest_cannot_be_taken() {
     rig.input(Input::MemoryLost(HIGH));
     rig.give_back(rig.mem);
     assert_eq!(rig.broken, Some(QueueFault::RingUnmapped));
-    let answered = |effect: &sluice_core::shard::Effect| {
-        matches!(effect, sluice_core::shard::Effect::Reply(_, ControlReply::VringBase { .. }))
-    };
+    let answered =
+        |effect: &Effect| matches!(effect, Effect::Reply(_, ControlReply::VringBase { .. }));
     assert!(rig.effects.iter().any(answered), "{:?}", rig.effects);
 }

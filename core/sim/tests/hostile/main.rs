@@ -12,6 +12,7 @@ mod holders;
 mod messages;
 mod inflight;
 mod packed;
+mod log;
 mod differential;
 mod exhaustive;
 

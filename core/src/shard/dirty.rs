@@ -1,0 +1,73 @@
+//! What a shard writes to its guests, for the dirty log.
+
+use crate::complete;
+use crate::device::Device;
+use crate::dirty::{DirtyLog, OutOfLog};
+use crate::inflight::Inflight;
+use crate::limits::SEGMENTS_MAX;
+use crate::memory::{MemoryMap, Segment, SharedMemory};
+use crate::request::Request;
+use crate::slots::{Fifo, Slots};
+use crate::virtqueue::{QueueFault, Ring};
+
+/// Marks where the data of a request lands, if it has a landing place.
+//= spec/migration.md#MIG-3
+pub(super) fn log_landing(
+    mem: &impl SharedMemory,
+    device: &Device,
+    request: &Request,
+    segments: &[Segment; SEGMENTS_MAX],
+) -> Result<(), OutOfLog> {
+    let Some(log) = device.dirty_log() else { return Ok(()) };
+    request.landing(segments).iter().try_for_each(|s| log_segment(mem, &device.map, log, s))
+}
+
+/// Marks what the device writes of a ring.
+//= spec/migration.md#MIG-4
+pub(super) fn log_ring(
+    mem: &impl SharedMemory,
+    device: &Device,
+    ring: &Ring,
+) -> Result<(), OutOfLog> {
+    let Some(log) = device.dirty_log() else { return Ok(()) };
+    ring.written().into_iter().try_for_each(|(at, len)| log.mark(mem, &device.map, at, len))
+}
+
+/// Gives a batch back as [`complete::publish`] does. Everything it touches is marked before the
+/// first store, so that nothing is missed if this process dies, and again behind the last, so
+/// that nothing is missed if the front end looked in between.
+//= spec/migration.md#MIG-3
+//= spec/migration.md#MIG-4
+pub(super) fn publish(
+    mem: &impl SharedMemory,
+    device: &Device,
+    ring: &mut Ring,
+    inflight: &mut Option<Inflight>,
+    requests: &Slots<'_, Request, 1>,
+    segments: &[[Segment; SEGMENTS_MAX]],
+    done: &Fifo<0>,
+) -> Result<bool, QueueFault> {
+    let Some(log) = device.dirty_log() else {
+        return Ok(complete::publish(mem, ring, inflight, requests, done)?);
+    };
+    let mark = |ring: &Ring| {
+        for (slot, request) in done.iter(requests) {
+            log_landing(mem, device, request, &segments[slot as usize])?;
+            log_segment(mem, &device.map, log, &request.status_at)?;
+        }
+        log_ring(mem, device, ring)
+    };
+    mark(ring)?;
+    let wanted = complete::publish(mem, ring, inflight, requests, done)?;
+    mark(ring)?;
+    Ok(wanted)
+}
+
+fn log_segment(
+    mem: &impl SharedMemory,
+    map: &MemoryMap,
+    log: &DirtyLog,
+    segment: &Segment,
+) -> Result<(), OutOfLog> {
+    log.mark(mem, map, (segment.region(), segment.offset), segment.len.into())
+}
