@@ -10,9 +10,11 @@ mod blk_request;
 mod slice;
 mod control_events;
 mod inflight_region;
+mod parked_record;
 
 pub use blk_request::blk_request;
 pub use control_events::control_events;
 pub use inflight_region::inflight_region;
+pub use parked_record::parked_record;
 pub use slice::slice;
 pub use virtqueue::{virtqueue_packed, virtqueue_split};

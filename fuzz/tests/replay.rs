@@ -8,13 +8,14 @@ use sluice_sim::watched::mix;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 6] = [
     ("virtqueue_split", sluice_fuzz::virtqueue_split),
     ("virtqueue_packed", sluice_fuzz::virtqueue_packed),
     ("blk_request", sluice_fuzz::blk_request),
     ("slice", sluice_fuzz::slice),
     ("control_events", sluice_fuzz::control_events),
     ("inflight_region", sluice_fuzz::inflight_region),
+    ("parked_record", sluice_fuzz::parked_record),
 ];
 
 /// Names the input that was not survived.

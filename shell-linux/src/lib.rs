@@ -6,6 +6,7 @@ pub mod frontend;
 pub mod image;
 pub mod mailbox;
 pub mod mapping;
+pub mod parking;
 pub mod shard_loop;
 pub mod sigbus;
 pub mod size;

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sluice_linux::parking::keeper;
 use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one, verify};
 use tracing_subscriber::EnvFilter;
 
@@ -33,6 +34,8 @@ enum Command {
     Verify(verify::Args),
     QemuArgs(qemu_args::Args),
     Image(image::Args),
+    #[command(hide = true)]
+    Keeper(keeper::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Image(args) => Ok(image::run(args)),
+        Command::Keeper(args) => keeper::run(args),
     };
     match done {
         Ok(code) => code,

@@ -59,6 +59,12 @@ impl Mapping {
         Ok(Self { guard: None, region })
     }
 
+    /// The file it is a part of, and where in it it begins; `None` for an anonymous one.
+    #[must_use]
+    pub fn file(&self) -> Option<(u64, &File)> {
+        self.region.file_offset().map(|place| (place.start(), place.file()))
+    }
+
     /// A range as the kernel takes it. Good for as long as the mapping lives.
     ///
     /// # Errors

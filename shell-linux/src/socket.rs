@@ -108,9 +108,14 @@ fn remove_dead(path: &Path) -> anyhow::Result<()> {
 }
 
 fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
+    with_umask(UMASK, || UnixListener::bind(path))
+}
+
+/// Makes something in the file system without these permissions.
+pub(crate) fn with_umask<T>(umask: Mode, make: impl FnOnce() -> T) -> T {
     let _lock = UMASK_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = rustix::process::umask(UMASK);
-    let listener = UnixListener::bind(path);
+    let before = rustix::process::umask(umask);
+    let made = make();
     rustix::process::umask(before);
-    listener
+    made
 }

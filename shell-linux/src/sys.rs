@@ -1,6 +1,7 @@
 //! What has no safe form elsewhere.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::ensure;
 
@@ -28,4 +29,36 @@ pub fn processor_counter() -> Option<u64> {
     return Some(unsafe { core::arch::x86_64::_rdtsc() });
     #[cfg(not(target_arch = "x86_64"))]
     None
+}
+
+/// Who is at the other end of a Unix socket.
+///
+/// By hand, because a peer in another PID namespace has the number 0, for which the safe
+/// wrappers' types have no room.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn peer(socket: impl AsFd) -> io::Result<libc::ucred> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).expect("a few bytes");
+    // SAFETY: `peer` is as long as `len` says, any bytes are valid for it, and both live until
+    // the call returns.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 { Ok(peer) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Which user is at the other end of a Unix socket.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
+    peer(socket).map(|peer| peer.uid)
 }

@@ -10,6 +10,12 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sluice_core::gate::Header;
 
+const VERSION: u32 = 1;
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+
 /// `GET_VRING_BASE`.
 const GET_VRING_BASE: Header = Header { request: 11, flags: 0, size: 0 };
 
@@ -25,7 +31,25 @@ pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u32) -> rustix::
     send(stream, GET_VRING_BASE, [a, b, c, d, e, f, g, h])
 }
 
-/// Hands an inflight region out, from its first byte on, or none of 0 bytes, for `(queues, size)` as they were asked.
+/// The messages that tell a dispatcher what was negotiated: protocol features, whether there is
+/// an owner, and features.
+pub(super) fn negotiation(
+    (protocol, owner, features): (Option<u64>, bool, Option<u64>),
+) -> Vec<Vec<u8>> {
+    let message = |request, body: Option<u64>| {
+        let body = body.map(|number| number.to_ne_bytes().to_vec()).unwrap_or_default();
+        let header = Header { request, flags: VERSION, size: if body.is_empty() { 0 } else { 8 } };
+        [header.to_bytes().to_vec(), body].concat()
+    };
+    let mut messages = vec![message(GET_FEATURES, None)];
+    messages.extend(protocol.map(|bits| message(SET_PROTOCOL_FEATURES, Some(bits))));
+    messages.extend(owner.then(|| message(SET_OWNER, None)));
+    messages.extend(features.map(|bits| message(SET_FEATURES, Some(bits))));
+    messages
+}
+
+/// Hands an inflight region out, from its first byte on, or none of 0 bytes, for `(queues, size)`
+/// as they were asked.
 pub(super) fn inflight(
     stream: &UnixStream,
     request: Header,

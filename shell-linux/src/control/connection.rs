@@ -14,7 +14,8 @@ use vhost::vhost_user::BackendReqHandler;
 use super::descriptors::sealed_region;
 use super::disk::Disk;
 use super::handler::{Handler, Verdict};
-use super::{answer, look};
+use super::{answer, look, sys};
+use crate::parking::{Found, Parked, Step};
 
 /// Messages of one connection before the others have their turn.
 const BUDGET: u32 = 16;
@@ -70,6 +71,7 @@ impl fmt::Display for End {
 }
 
 pub(super) struct Connection<'e> {
+    disk: Rc<Disk<'e>>,
     stream: UnixStream,
     requests: BackendReqHandler<Handler<'e>>,
     handler: Arc<Handler<'e>>,
@@ -81,15 +83,43 @@ pub(super) struct Connection<'e> {
 }
 
 impl<'e> Connection<'e> {
-    #[expect(clippy::arc_with_non_send_sync, reason = "the dispatcher asks for it; one thread")]
     pub(super) fn new(
         stream: UnixStream,
         disk: Rc<Disk<'e>>,
         now: Instant,
     ) -> std::io::Result<Self> {
-        let handler = Arc::new(Handler::new(disk));
-        let requests = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&handler));
-        Ok(Self { stream, requests, handler, opened: now, stuck: None, stopping: false })
+        let own = stream.try_clone()?;
+        Ok(Self::dispatching(own, stream, disk, now))
+    }
+
+    /// A connection that a predecessor had, brought to where it was: what the dispatcher has to
+    /// know is told it over a socket of our own, everything else goes to the shard as it is.
+    //= spec/parking.md#PRK-3
+    pub(super) fn resume(
+        stream: UnixStream,
+        found: &Found,
+        disk: Rc<Disk<'e>>,
+        now: Instant,
+    ) -> anyhow::Result<Self> {
+        let (stage, prompter) = UnixStream::pair()?;
+        let mut this = Self::dispatching(stage, stream, disk, now);
+        for line in answer::negotiation(found.features()) {
+            rustix::io::write(&prompter, &line)?;
+            this.requests.handle_request()?;
+        }
+        sys::redirect(&this.requests, &this.stream)?;
+        for Step { event, mappings, fd } in found.replay()? {
+            this.handler.ask(event, mappings, fd)?;
+        }
+        Ok(this)
+    }
+
+    /// A connection whose messages are dispatched as they come from `from`.
+    #[expect(clippy::arc_with_non_send_sync, reason = "the dispatcher asks for it; one thread")]
+    fn dispatching(from: UnixStream, stream: UnixStream, disk: Rc<Disk<'e>>, now: Instant) -> Self {
+        let handler = Arc::new(Handler::new(Rc::clone(&disk)));
+        let requests = BackendReqHandler::from_stream(from, Arc::clone(&handler));
+        Self { disk, stream, requests, handler, opened: now, stuck: None, stopping: false }
     }
 
     pub(super) const fn stream(&self) -> &UnixStream {
@@ -143,10 +173,15 @@ impl<'e> Connection<'e> {
                 Decision::Eof => return Err(End::Gone),
                 Decision::Whole(arm, header) => {
                     self.stuck = None;
+                    self.disk.park(|parked| parked.begin());
                     match arm {
                         Arm::Known => self.dispatch(header)?,
                         Arm::Own => self.inflight(header)?,
                         Arm::Unknown => self.unknown(header)?,
+                    }
+                    // A message whose answer is due is not over.
+                    if !self.stopping {
+                        self.disk.park(Parked::commit);
                     }
                 }
             }
@@ -217,6 +252,11 @@ impl<'e> Connection<'e> {
         if !std::mem::take(&mut self.stopping) {
             return Ok(());
         }
-        answer::vring_base(&self.stream, index, base).map_err(End::Socket)
+        answer::vring_base(&self.stream, index, base).map_err(End::Socket)?;
+        self.disk.park(|parked| {
+            parked.stopped(index, base);
+            parked.commit();
+        });
+        Ok(())
     }
 }

@@ -1,9 +1,12 @@
 //! What the control thread knows of a disk, whoever its front end is.
 
+use std::cell::RefCell;
+
 use sluice_core::device::DeviceId;
 
 use super::quiet::Quiet;
 use crate::mailbox::ControlEnd;
+use crate::parking::Parked;
 
 /// A disk: its name here and on its shard, and the way there.
 pub(super) struct Disk<'e> {
@@ -14,4 +17,15 @@ pub(super) struct Disk<'e> {
     pub(super) quiet: Quiet,
     /// Whether tracking of requests in flight is offered.
     pub(super) tracked: bool,
+    /// What is parked of its front end.
+    pub(super) parked: RefCell<Option<Parked>>,
+}
+
+impl Disk<'_> {
+    /// Does something with what is parked, if anything is to be.
+    pub(super) fn park(&self, change: impl FnOnce(&mut Parked)) {
+        if let Some(parked) = &mut *self.parked.borrow_mut() {
+            change(parked);
+        }
+    }
 }

@@ -10,8 +10,9 @@ use sluice_core::device::DeviceId;
 
 use super::connection::{Connection, End, Progress};
 use super::disk::Disk;
-use super::{look, sys};
+use super::look;
 use crate::mailbox::Message;
+use crate::parking::{Found, Parked, Place};
 
 /// How long a listener that cannot accept is left alone.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -82,10 +83,42 @@ impl<'e> Front<'e> {
         // Reading is gated, writing never finds the socket full: blocking calls do not block.
         stream.set_nonblocking(false)?;
         rustix::io::fcntl_setfd(&stream, rustix::io::FdFlags::CLOEXEC)?;
-        let peer = sys::peer(&stream)?;
+        let peer = crate::sys::peer(&stream)?;
         let peer = Peer { pid: peer.pid, uid: peer.uid, announced: false };
         tracing::debug!(disk = %self.disk.name, peer.pid, peer.uid, "connection");
         let connection = Connection::new(stream, Rc::clone(&self.disk), now)?;
+        self.disk.park(|parked| parked.connect(connection.stream()));
+        self.client = Client::Connected(Box::new(connection), peer);
+        Ok(())
+    }
+
+    /// Takes a disk's parking up, and the connection that a predecessor has left in it.
+    pub(super) fn take_up(&mut self, place: Place, now: Instant) -> anyhow::Result<()> {
+        let (mut parked, found) = Parked::take_up(place)?;
+        if let Some(found) = found {
+            match self.resume(&found, now) {
+                Ok(()) => parked.commit(),
+                Err(error) => {
+                    tracing::warn!(disk = %self.disk.name, "cannot go on where the last daemon was: {error:#}");
+                    if let Ok(stream) = found.stream() {
+                        let _ = stream.shutdown(Shutdown::Both);
+                    }
+                    parked.leave();
+                    self.client = Client::Leaving;
+                    self.disk.end.send(Message::FrontEndGone(self.disk.device));
+                }
+            }
+        }
+        *self.disk.parked.borrow_mut() = Some(parked);
+        Ok(())
+    }
+
+    fn resume(&mut self, found: &Found, now: Instant) -> anyhow::Result<()> {
+        let stream = found.stream()?;
+        let peer = crate::sys::peer(&stream)?;
+        let peer = Peer { pid: peer.pid, uid: peer.uid, announced: true };
+        let connection = Connection::resume(stream, found, Rc::clone(&self.disk), now)?;
+        tracing::info!(disk = %self.disk.name, peer.pid, peer.uid, "going on with the front end");
         self.client = Client::Connected(Box::new(connection), peer);
         Ok(())
     }
@@ -156,6 +189,7 @@ impl<'e> Front<'e> {
         // Whoever handed a connected socket down may still hold it; the front end has to see an
         // end all the same.
         let _ = connection.stream().shutdown(Shutdown::Both);
+        self.disk.park(Parked::leave);
         self.client = Client::Leaving;
         self.disk.end.send(Message::FrontEndGone(self.disk.device));
         let Peer { pid, uid, announced } = peer;

@@ -98,6 +98,7 @@ impl<'e> Handler<'e> {
         mappings: Vec<Mapping>,
         fd: Option<OwnedFd>,
     ) -> Result<ControlReply> {
+        let keep = Keep::of(&self.disk, &event, &mappings, fd.as_ref());
         match self.disk.end.ask(self.disk.device, event, mappings, fd) {
             Some(ControlReply::Refused(fault)) => {
                 self.refuse(&Refusal::Core(fault));
@@ -106,7 +107,12 @@ impl<'e> Handler<'e> {
                 }
                 Err(Error::InvalidOperation("refused"))
             }
-            Some(reply) => Ok(reply),
+            Some(reply) => {
+                if let Some(keep) = keep {
+                    keep.park(&self.disk);
+                }
+                Ok(reply)
+            }
             None => {
                 self.verdict.set(Verdict::ShardGone);
                 Err(Error::BackendInternalError)
@@ -142,6 +148,11 @@ impl<'e> Handler<'e> {
         Error::InvalidOperation("refused")
     }
 
+    /// A ring has stopped there and then.
+    pub(super) fn note_stopped(&self, index: u16, base: u32) {
+        self.disk.park(|parked| parked.stopped(index, base));
+    }
+
     /// A message that is never let in here.
     pub(super) fn unexpected<T>(&self) -> Result<T> {
         Err(self.close(Error::InvalidMessage))
@@ -153,5 +164,35 @@ impl<'e> Handler<'e> {
             check_eventfd(fd).map_err(|error| self.close(self.refuse(&Refusal::Ring(error))))?;
         }
         self.tell(event, fd)
+    }
+}
+
+/// What is to be parked of an event once it is accepted, which takes the event away.
+struct Keep {
+    event: ControlEvent,
+    files: Vec<(u64, OwnedFd)>,
+    fd: Option<OwnedFd>,
+}
+
+impl Keep {
+    /// `None` when nothing is parked. A copy that cannot be had is missed when the record is read.
+    fn of(
+        disk: &Disk<'_>,
+        event: &ControlEvent,
+        mappings: &[Mapping],
+        fd: Option<&OwnedFd>,
+    ) -> Option<Self> {
+        disk.parked.borrow().as_ref()?;
+        let files = mappings.iter().filter_map(Mapping::file);
+        let copy = |(offset, file): (u64, &File)| Some((offset, file.try_clone().ok()?.into()));
+        Some(Self {
+            event: event.clone(),
+            files: files.filter_map(copy).collect(),
+            fd: fd.and_then(|fd| fd.try_clone().ok()),
+        })
+    }
+
+    fn park(&self, disk: &Disk<'_>) {
+        disk.park(|parked| parked.note(&self.event, &self.files, self.fd.as_ref()));
     }
 }

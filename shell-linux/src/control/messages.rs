@@ -178,6 +178,7 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         let event = ControlEvent::GetVringBase { index };
         match self.ask(event, Vec::new(), None).map_err(|error| self.close(error))? {
             ControlReply::VringBase { index, base } => {
+                self.note_stopped(index, base);
                 Ok(VhostUserVringState::new(index.into(), base))
             }
             ControlReply::Deferred => Err(self.defer()),

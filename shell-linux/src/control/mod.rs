@@ -16,6 +16,7 @@ mod quiet;
 mod remedy;
 mod sys;
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ use self::disk::Disk;
 use self::front::Front;
 use self::quiet::Quiet;
 use crate::mailbox::{Bell, ControlEnd, News};
+use crate::parking::Place;
 
 /// A disk and the way to it.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct Served {
     pub name: String,
     /// Where its front end comes from.
     pub socket: Socket,
+    /// Where its front end is parked.
+    pub parking: Option<Place>,
 }
 
 /// Where a front end comes from.
@@ -89,23 +93,33 @@ pub fn run(
         watch(&poller, &end.bell, Token::Bell(shard))?;
     }
     let mut fronts = Vec::with_capacity(served.len());
-    for (Served { device, shard, name, socket }, index) in served.into_iter().zip(0..) {
+    for (Served { device, shard, name, socket, parking }, index) in served.into_iter().zip(0..) {
         ensure!(shard < ends.len(), "{name}: there is no shard {shard}");
         let (listener, stream) = match socket {
             Socket::Listen(listener) => (Some(listener), None),
             Socket::Connected(stream) => (None, Some(stream)),
         };
         let (end, quiet) = (&ends[shard], Quiet::new());
-        let disk = Disk { device, name: name.clone(), end, quiet, tracked: options.tracked };
+        let disk = Disk {
+            device,
+            name: name.clone(),
+            end,
+            quiet,
+            tracked: options.tracked,
+            parked: RefCell::default(),
+        };
         let mut front = Front::new(shard, disk, listener);
         if let Some(listener) = front.listener() {
             listener.set_nonblocking(true).context(name.clone())?;
             watch(&poller, listener, Token::Listener(index))?;
         }
+        if let Some(place) = parking {
+            front.take_up(place, Instant::now()).with_context(|| name.clone())?;
+        }
         if let Some(stream) = stream {
             front.connect(stream, Instant::now()).context(name)?;
-            watch_front(&poller, &front, index)?;
         }
+        watch_front(&poller, &front, index)?;
         fronts.push(front);
     }
     let again = fronts.iter().map(|front| front.stream().is_some()).collect();

@@ -3,23 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Who is at the other end of a Unix socket.
-///
-/// By hand, because a peer in another PID namespace has the number 0, for which the safe
-/// wrappers' types have no room.
-pub(super) fn peer(socket: impl AsFd) -> io::Result<libc::ucred> {
-    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).expect("a few bytes");
-    // SAFETY: `peer` is as long as `len` says, any bytes are valid for it, and both live until
-    // the call returns.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut len,
-        )
-    };
-    if done == 0 { Ok(peer) } else { Err(io::Error::last_os_error()) }
+/// Makes a descriptor that somebody else owns lead to what `by` leads to; what it led to is
+/// closed. Its owner does not notice.
+pub(super) fn redirect(owned: &impl AsRawFd, by: impl AsFd) -> io::Result<()> {
+    // SAFETY: both numbers are open for as long as the borrows last, and the first stays its
+    // owner's to close.
+    let done = unsafe { libc::dup3(by.as_fd().as_raw_fd(), owned.as_raw_fd(), libc::O_CLOEXEC) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

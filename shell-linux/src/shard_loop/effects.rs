@@ -6,7 +6,7 @@ use sluice_core::device::{ControlReply, QueueId};
 use sluice_core::image::ImageId;
 use sluice_core::shard::{Effect, Granted, Input};
 
-use super::{CAPTURE_RETRY, Loop, QueueFds, signal};
+use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused, signal};
 use crate::mailbox::News;
 use crate::store::Captured;
 
@@ -70,14 +70,20 @@ impl Loop<'_> {
         let served = &mut self.served[image.0 as usize];
         match served.store.capture() {
             Captured::Yes => {
-                served.refused = false;
+                served.refused = None;
                 self.handle(Input::Capture(image, Granted::Yes));
             }
             refusal => {
-                if !core::mem::replace(&mut served.refused, true) {
+                // A predecessor that was killed lets go within milliseconds; that is no news.
+                let now = Clock::now();
+                let refused = served.refused.get_or_insert(Refused { since: now, told: false });
+                let dead = matches!(refusal, Captured::Held { alive: false, .. });
+                let soon = refused.since.elapsed() < if dead { DEATH } else { CAPTURE_RETRY };
+                if !soon && !core::mem::replace(&mut refused.told, true) {
                     tracing::warn!(image = image.0, "I/O waits: {refusal}");
                 }
-                self.capture_due = Some(Clock::now() + CAPTURE_RETRY);
+                let due = now + if soon { CAPTURE_RETRY_SOON } else { CAPTURE_RETRY };
+                self.capture_due = Some(self.capture_due.map_or(due, |other| other.min(due)));
             }
         }
     }
@@ -88,7 +94,7 @@ impl Loop<'_> {
         }
         self.capture_due = None;
         for index in 0..self.served.len() {
-            if self.served[index].refused {
+            if self.served[index].refused.is_some() {
                 self.capture(ImageId(u32::try_from(index).unwrap_or(u32::MAX)));
             }
         }

@@ -57,8 +57,11 @@ const CHAINS_PER_TURN: u32 = 128;
 const SAMPLES_PER_TURN: u32 = 2;
 /// Empty turns between two looks at the clock.
 const TURNS_PER_CLOCK: u32 = 16;
-/// How long a capture that was refused is left alone.
+/// How long a capture that was refused is left alone, and how long if it may end by itself.
 const CAPTURE_RETRY: Duration = Duration::from_millis(100);
+const CAPTURE_RETRY_SOON: Duration = Duration::from_millis(2);
+/// How long the last I/O of a process that was killed may take before it is worth a word.
+const DEATH: Duration = Duration::from_secs(1);
 /// Queues that one shard serves at once, over all its disks.
 const QUEUES: usize = 1024;
 /// Requests that one shard has under way at once, over all its disks.
@@ -121,7 +124,7 @@ struct Served {
     /// Whether the store has operations to hand to the kernel.
     kick: bool,
     /// Whether the store refused the image at the last try.
-    refused: bool,
+    refused: Option<Refused>,
     queues: Vec<QueueFds>,
     /// Who waits for the answer to a control message.
     answer: Option<Sender<ControlReply>>,
@@ -135,13 +138,20 @@ struct QueueFds {
     err: Option<OwnedFd>,
 }
 
+/// An image that the store has refused.
+struct Refused {
+    since: Clock,
+    /// Whether the log has it.
+    told: bool,
+}
+
 impl Served {
     fn new(store: Store, queues: u16) -> Self {
         Self {
             store,
             begun: 0,
             kick: false,
-            refused: false,
+            refused: None,
             queues: (0..queues).map(|_| QueueFds::default()).collect(),
             answer: None,
         }

@@ -6,24 +6,24 @@
 //! again and hands over memory, the record of requests in flight, and rings.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use sluice_sim::prng::Prng;
 use tempfile::TempDir;
 
-use super::guest::Guest;
-use crate::frontend::{Connection, Wires};
-use crate::mapping::Mappings;
+use super::link::{LOOK, Link};
+use super::shared::Shared;
 use crate::size::parse_size;
 
 /// A daemon to kill, instead of a disk to check.
 #[derive(clap::Args, Debug)]
+#[group(skip)]
 pub(super) struct Args {
     /// Serve a disk with a daemon of its own and kill that with SIGKILL so many times under load.
     #[arg(long = "kill", value_name = "N", conflicts_with_all = ["socket_path", "seconds", "requests"])]
@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// With --kill: let the daemon live for up to so long after it has recovered.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 20, requires = "kills")]
     life_ms: u64,
+
+    /// With --kill: the daemon parks its connection with a keeper, so that none is made anew.
+    #[arg(long, requires = "kills")]
+    parked: bool,
 
     /// More arguments for the daemon, to try the check itself.
     #[arg(
@@ -71,8 +75,6 @@ const EARLY_PER_MILLE: u64 = 125;
 const EARLY_MAX: Duration = Duration::from_millis(10);
 /// How long a daemon may need to serve its guest.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often it is looked whether something has happened.
-const LOOK: Duration = Duration::from_micros(200);
 
 /// What killing it showed.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -80,20 +82,18 @@ pub(super) struct Kills {
     kills: u32,
     /// Of these, kills before the guest was served again.
     early: u32,
-    /// Times that the front end had to connect anew.
-    reconnects: u32,
-    /// From the kill to the next request that came back: half of the time no longer than this,
-    /// and the longest. Kills before the guest was served again are no measure.
+    /// From a kill, or the last of several on end, to the next request that came back: half of the
+    /// time no longer than this, and the longest.
     stall_ms_median: f64,
     stall_ms_max: f64,
 }
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kills, early, reconnects, stall_ms_median, stall_ms_max } = self;
+        let Self { kills, early, stall_ms_median, stall_ms_max } = self;
         write!(
             f,
-            "{kills} kills, {early} of them during recovery, {reconnects} reconnects; \
+            "{kills} kills, {early} of them during recovery; \
              from kill to next answer {stall_ms_median:.1} ms in the middle, {stall_ms_max:.1} ms at most"
         )
     }
@@ -106,6 +106,7 @@ pub(super) struct Victim {
     command: Vec<String>,
     daemon: Child,
     kills: u32,
+    parked: bool,
     life: Duration,
     prng: Prng,
     found: Kills,
@@ -127,12 +128,16 @@ impl Victim {
         command.extend([queues.to_string(), "--late-us".to_owned(), args.late_us.to_string()]);
         command.extend(["--blk-file".to_owned(), text(&image)]);
         command.extend(["--socket-path".to_owned(), text(&socket(directory.path()))]);
+        if args.parked {
+            command.extend(["--park", "keeper"].map(str::to_owned));
+        }
         command.extend(args.daemon.iter().cloned());
         Ok(Self {
             daemon: start(&command)?,
             directory,
             command,
             kills,
+            parked: args.parked,
             life: Duration::from_millis(args.life_ms),
             prng: Prng::new(seed).fork(),
             found: Kills::default(),
@@ -146,37 +151,42 @@ impl Victim {
     }
 
     /// Kills the daemon as often as it is to be, under a guest's load, or until that is over.
-    /// `done` counts the requests that came back. Says what the last connection is.
     pub(super) fn run(
         &mut self,
-        guest: &Guest,
-        wires: &[Wires],
-        done: &AtomicU64,
+        link: &mut Link<'_>,
+        shared: &Shared,
         mut tick: impl FnMut(u32) -> bool,
-    ) -> anyhow::Result<Option<Connection>> {
-        let mem = guest.memory.map()?;
-        let mut connection = None;
+    ) -> anyhow::Result<()> {
         while self.found.kills < self.kills && tick(self.found.kills) {
             std::thread::sleep(self.below(self.life));
-            let killed = Instant::now();
-            let before = self.kill(done)?;
-            self.daemon = start(&self.command)?;
+            let mut killed = Instant::now();
+            self.daemon.kill().context("killing the daemon")?;
+            let before = self.restart(link, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
-                self.kill_early(guest, wires, &mem)?;
-                self.daemon = start(&self.command)?;
+                self.kill_early(link)?;
+                killed = Instant::now();
+                self.found.early += 1;
+                self.restart(link, shared)?;
             }
-            connection = Some(self.reconnect(guest, wires, &mem)?);
-            while done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
+            if !self.parked {
+                link.reconnect(|| self.check())?;
+            }
+            while shared.done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
+                if link.wait_closed(LOOK) {
+                    link.reconnect(|| self.check())?;
+                }
                 ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
-                std::thread::sleep(LOOK);
             }
             self.stalls.push(killed.elapsed());
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Ends the daemon in order, or says why that failed; and what was found.
     pub(super) fn end(mut self, violations: &mut Vec<String>) -> Kills {
+        if !violations.is_empty() {
+            return self.found;
+        }
         violations.extend(self.stop().err().map(|error| format!("{error:#}")));
         self.stalls.sort_unstable();
         let ms = |stall: Option<&Duration>| stall.map_or(0.0, |stall| stall.as_secs_f64() * 1e3);
@@ -197,15 +207,19 @@ impl Victim {
         Duration::from_nanos(self.prng.below(nanos.max(1)))
     }
 
-    /// Kills it and says how many requests had come back when it was dead.
-    fn kill(&mut self, done: &AtomicU64) -> anyhow::Result<u64> {
-        self.daemon.kill().context("killing the daemon")?;
-        self.buried()?;
-        Ok(done.load(Ordering::Relaxed))
+    /// Waits for the end of a daemon that was killed, and starts its successor. Says how many
+    /// requests had come back when it was dead.
+    fn restart(&mut self, link: &Link<'_>, shared: &Shared) -> anyhow::Result<u64> {
+        let status = self.daemon.wait().context("waiting for the daemon")?;
+        ensure!(status.code().is_none(), "the daemon ended by itself: {status}");
+        self.found.kills += 1;
+        let done = link.settle(shared)?;
+        self.daemon = start(&self.command)?;
+        Ok(done)
     }
 
     /// Kills it before or while it recovers.
-    fn kill_early(&mut self, guest: &Guest, wires: &[Wires], mem: &Mappings) -> anyhow::Result<()> {
+    fn kill_early(&mut self, link: &Link<'_>) -> anyhow::Result<()> {
         let delay = self.below(EARLY_MAX);
         let pid = Pid::from_child(&self.daemon);
         let process = pidfd_open(pid, PidfdFlags::empty()).context("the daemon's process")?;
@@ -216,51 +230,23 @@ impl Victim {
             });
             while !self.is_dead()? {
                 // It is to fail in the middle, or be served for a moment.
-                let _ = guest.resume(&self.socket(), wires, mem);
+                if !self.parked {
+                    link.visit();
+                }
                 std::thread::sleep(LOOK);
             }
-            anyhow::Ok(())
-        })?;
-        self.found.early += 1;
-        self.buried()
+            Ok(())
+        })
     }
 
-    /// Connects the guest to the daemon that has just been started.
-    fn reconnect(
-        &mut self,
-        guest: &Guest,
-        wires: &[Wires],
-        mem: &Mappings,
-    ) -> anyhow::Result<Connection> {
-        let begin = Instant::now();
-        loop {
-            let error = match guest.resume(&self.socket(), wires, mem) {
-                Ok(connection) => {
-                    self.found.reconnects += 1;
-                    return Ok(connection);
-                }
-                Err(error) => error,
-            };
-            ensure!(!self.is_dead()?, "the daemon ended by itself");
-            if begin.elapsed() > PATIENCE {
-                return Err(error.context("the guest is not served after a restart"));
-            }
-            std::thread::sleep(LOOK);
-        }
+    /// Whether it still lives, as it should.
+    fn check(&mut self) -> anyhow::Result<()> {
+        ensure!(!self.is_dead()?, "the daemon ended by itself");
+        Ok(())
     }
 
     fn is_dead(&mut self) -> anyhow::Result<bool> {
         Ok(self.daemon.try_wait().context("looking at the daemon")?.is_some())
-    }
-
-    /// Takes note of a daemon that was killed, and did not end in another way before.
-    fn buried(&mut self) -> anyhow::Result<()> {
-        let status: ExitStatus = self.daemon.wait().context("waiting for the daemon")?;
-        if status.code().is_some() {
-            bail!("the daemon ended by itself: {status}");
-        }
-        self.found.kills += 1;
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ mod clock;
 mod consent;
 mod guest;
 mod kill;
+mod link;
 mod load;
 mod plan;
 mod report;

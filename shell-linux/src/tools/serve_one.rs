@@ -16,6 +16,7 @@ use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
 use crate::control::{self, Options, Served, Socket};
 use crate::mailbox::{Bell, Message, mailbox};
+use crate::parking::{self, Parking};
 use crate::shard_loop::{self, Disk, Poll, ShardOptions};
 use crate::size::parse_size;
 use crate::socket::{self, SocketPath};
@@ -66,6 +67,9 @@ pub struct Args {
     /// Wait at most this long on SIGTERM for requests that are under way
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
     shutdown_ms: u64,
+    /// Where to leave front ends' descriptors, so that a restart needs no new connection
+    #[arg(long, value_enum, default_value = "auto")]
+    park: parking::Choice,
     /// For tests: give some answers up to so much too late, so that requests end out of order
     #[arg(long, value_name = "MICROSECONDS")]
     late_us: Option<u64>,
@@ -119,6 +123,7 @@ impl Args {
             cpu: None,
             count: None,
             shutdown_ms: 5000,
+            park: parking::Choice::Auto,
             late_us: None,
             untracked: false,
             print_capabilities: false,
@@ -223,10 +228,15 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let stop = Bell::new()?;
     let shard_options = ShardOptions { poll: args.poll(), cpu: args.cpu };
     let shard = spawn("shard-0", move || shard_loop::run(disks, shard_options, &shard_end))?;
-    let served = (0..)
-        .zip(named)
-        .map(|(n, (name, socket))| Served { device: DeviceId(n), shard: 0, name, socket })
-        .collect();
+    let mut parking = Parking::open(args.park, args.socket_path.as_deref())?;
+    let mut served = Vec::new();
+    for (n, (name, socket)) in (0..).zip(named) {
+        let parking = parking.as_mut().map(|parking| parking.place(n));
+        served.push(Served { device: DeviceId(n), shard: 0, name, socket, parking });
+    }
+    if let Some(parking) = &mut parking {
+        parking.tidy();
+    }
     let stopped = stop.clone();
     let line = control_end.line();
     let options = Options { tracked: !args.untracked, ..Options::default() };
@@ -238,11 +248,17 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Requests that were taken end and are given back before front ends see an end.
     line.send(Message::Shutdown);
     let patience = Instant::now() + Duration::from_millis(args.shutdown_ms);
-    if !ends_before(&shard, patience) {
+    if ends_before(&shard, patience) {
+        stop.ring();
+        ends_before(&control, Instant::now() + CLOSING);
+    } else {
+        // Connections end with the process, when no thread can give anything back any more: a
+        // front end that sees its end may go on elsewhere at once.
         tracing::warn!("requests are still under way; leaving them");
     }
-    stop.ring();
-    ends_before(&control, Instant::now() + CLOSING);
+    if let Some(parking) = parking {
+        parking.end();
+    }
     Ok(())
 }
 

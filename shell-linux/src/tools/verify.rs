@@ -20,9 +20,10 @@ use super::checked::Checked;
 use super::consent;
 use super::guest::{Guest, Wish, connect, parse_seconds};
 use super::kill::{self, Kills, Victim};
+use super::link::Link;
 use super::plan::{self, Area, SEGMENTS_MAX};
 use super::shared::{Shared, Tally};
-use crate::frontend::{Connection, Queue, Wires};
+use crate::frontend::{Queue, Wires};
 use crate::size::parse_size;
 
 /// Checks a disk by WRITING to it and reading everything back.
@@ -48,8 +49,12 @@ pub struct Args {
     yes: bool,
 
     /// Use packed rings.
-    #[arg(long, conflicts_with = "kills")]
+    #[arg(long, conflicts_with_all = ["kills", "reconnect"])]
     packed: bool,
+
+    /// When the connection ends, go on with whoever listens next, as a virtual machine does.
+    #[arg(long)]
+    reconnect: bool,
 
     #[command(flatten)]
     kill: kill::Args,
@@ -102,6 +107,7 @@ struct Report {
     depth: u16,
     packed: bool,
     seconds: f64,
+    reconnects: u32,
     #[serde(flatten)]
     kills: Option<Kills>,
     violations: Vec<String>,
@@ -145,10 +151,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let begin = Instant::now();
     // The image's name in the stamps is new in each run: what an earlier one left is foreign.
-    let history = History::new(random()?, Initial::Any);
+    let mut history = History::new(random()?, Initial::Any);
+    if victim.is_some() || args.reconnect {
+        history = history.with_restarts();
+    }
     let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX));
     let tally = Mutex::default();
-    let done = verify(args, guest, victim.as_mut(), &shared, area, seed, &tally);
+    let queues = core::mem::take(&mut guest.queues);
+    let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut link = Link::new(&guest, socket_path, &wires)?;
+    let run =
+        Run { args, guest: &guest, wires: &wires, shared: &shared, area, seed, tally: &tally };
+    let done = run.verify(queues, &mut link, victim.as_mut());
+    let reconnects = link.reconnects;
     let mut violations = shared.into_violations();
     violations.extend(done.err().map(|error| format!("{error:#}")));
     let kills = victim.map(|victim| victim.end(&mut violations));
@@ -166,6 +181,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         depth: args.depth,
         packed: args.packed,
         seconds: begin.elapsed().as_secs_f64(),
+        reconnects,
         kills,
         violations,
     };
@@ -183,72 +199,114 @@ fn random() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Runs all queues, then reads everything back over the first.
-fn verify(
-    args: &Args,
-    mut guest: Guest,
-    victim: Option<&mut Victim>,
-    shared: &Shared,
+/// What all of a run needs.
+struct Run<'a> {
+    args: &'a Args,
+    guest: &'a Guest,
+    wires: &'a [Wires],
+    shared: &'a Shared,
     area: Area,
     seed: u64,
-    tally: &Mutex<Tally>,
-) -> anyhow::Result<()> {
-    let queues = core::mem::take(&mut guest.queues);
-    let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
-    let guest = &guest;
-    let limit = args.seconds.or(args.requests.is_none().then_some(SECONDS));
-    let progress = progress(args);
-    let work = |queue: Queue| {
-        let index = queue.index();
-        let data = (0..args.depth).map(|request| guest.data(index, request));
-        let seed = seed.wrapping_add(index.into());
-        let mut checked = Checked::new(guest.memory.map()?, queue, shared, area, seed, data);
-        let done = checked.run();
-        tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
-        done.map(|()| checked.queue)
-    };
-    let mut last = None;
-    let mut reconnected = None;
-    thread::scope(|scope| {
-        let threads: Vec<_> =
-            queues.into_iter().map(|queue| scope.spawn(move || work(queue))).collect();
-        let is_over = || threads.iter().all(thread::ScopedJoinHandle::is_finished);
-        if let Some(victim) = victim {
-            let tick = |kills| {
-                progress.set_message(format!("{kills} kills"));
-                progress.tick();
-                !shared.stop.load(Ordering::Relaxed) && !threads.iter().any(|t| t.is_finished())
-            };
-            match victim.run(guest, &wires, &shared.done, tick) {
-                Ok(connection) => reconnected = connection,
-                Err(error) => shared.violated(format!("{error:#}")),
+    tally: &'a Mutex<Tally>,
+}
+
+impl Run<'_> {
+    /// Runs all queues, then reads everything back over the first.
+    fn verify(
+        &self,
+        queues: Vec<Queue>,
+        link: &mut Link<'_>,
+        victim: Option<&mut Victim>,
+    ) -> anyhow::Result<()> {
+        let &Self { args, shared, .. } = self;
+        let limit = args.seconds.or(args.requests.is_none().then_some(SECONDS));
+        let progress = progress(args);
+        let mut last = None;
+        thread::scope(|scope| {
+            let threads: Vec<_> = queues
+                .into_iter()
+                .map(|queue| scope.spawn(move || self.queue(queue, |checked| checked.run())))
+                .collect();
+            let is_over = || threads.iter().all(thread::ScopedJoinHandle::is_finished);
+            if let Some(victim) = victim {
+                let tick = |kills| {
+                    progress.set_message(format!("{kills} kills"));
+                    progress.tick();
+                    !shared.stop.load(Ordering::Relaxed) && !threads.iter().any(|t| t.is_finished())
+                };
+                if let Err(error) = victim.run(link, shared, tick) {
+                    shared.violated(format!("{error:#}"));
+                }
+                shared.stop.store(true, Ordering::Relaxed);
             }
-            shared.stop.store(true, Ordering::Relaxed);
+            self.watch(&progress, link, limit, is_over);
+            for thread in threads.into_iter().rev() {
+                let done: anyhow::Result<_> =
+                    thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+                last = Some(done?);
+            }
+            anyhow::Ok(())
+        })?;
+        // A disk that has failed already need not be read to the end.
+        let Some(queue) = last.filter(|_| !shared.has_violations()) else { return Ok(()) };
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || self.queue(queue, |checked| checked.read_back()));
+            self.watch(&progress, link, None, || thread.is_finished());
+            thread.join().map_err(|_| anyhow!("a thread panicked"))?
+        })?;
+        Ok(())
+    }
+
+    /// Does one thing with one queue.
+    fn queue(
+        &self,
+        queue: Queue,
+        work: impl FnOnce(&mut Checked<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Queue> {
+        let index = queue.index();
+        let data = (0..self.args.depth).map(|request| self.guest.data(index, request));
+        let seed = self.seed.wrapping_add(index.into());
+        let mem = self.guest.memory.map()?;
+        let mut checked = Checked::new(mem, queue, self.shared, self.area, seed, data);
+        let done = work(&mut checked);
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
+        done.map(|()| checked.queue)
+    }
+
+    /// Looks after the threads until they are done: ends them in time, and when nothing moves.
+    fn watch(
+        &self,
+        progress: &ProgressBar,
+        link: &mut Link<'_>,
+        limit: Option<Duration>,
+        is_over: impl Fn() -> bool,
+    ) {
+        let shared = self.shared;
+        let begin = Instant::now();
+        let (mut moved, mut last) = (begin, 0);
+        while !is_over() {
+            let mut gone = link.wait_closed(Duration::from_millis(20));
+            if gone && self.args.reconnect && !is_over() {
+                let again = link.settle(shared).and_then(|_| link.reconnect(|| Ok(())));
+                gone = again.is_err();
+            }
+            let done = shared.done.load(Ordering::Relaxed);
+            if done != last {
+                (moved, last) = (Instant::now(), done);
+            }
+            if limit.is_some_and(|limit| begin.elapsed() > limit) {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+            if gone || moved.elapsed() > PATIENCE {
+                shared.abort.store(true, Ordering::Relaxed);
+                shared.stop.store(true, Ordering::Relaxed);
+                self.wires.iter().for_each(Wires::interrupt);
+            }
+            progress.set_message(format!("{done} requests"));
+            progress.tick();
         }
-        let connection = reconnected.as_ref().unwrap_or(&guest.connection);
-        watch(&progress, connection, shared, &wires, limit, is_over);
-        for thread in threads.into_iter().rev() {
-            let done: anyhow::Result<_> =
-                thread.join().map_err(|_| anyhow!("a thread panicked"))?;
-            last = Some(done?);
-        }
-        anyhow::Ok(())
-    })?;
-    // A disk that has failed already need not be read to the end.
-    let Some(queue) = last.filter(|_| !shared.has_violations()) else { return Ok(()) };
-    let index = queue.index();
-    thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            let data = (0..args.depth).map(|request| guest.data(index, request));
-            let mut checked = Checked::new(guest.memory.map()?, queue, shared, area, seed, data);
-            let done = checked.read_back();
-            tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
-            done
-        });
-        let connection = reconnected.as_ref().unwrap_or(&guest.connection);
-        watch(&progress, connection, shared, &wires, None, || thread.is_finished());
-        thread.join().map_err(|_| anyhow!("a thread panicked"))?
-    })
+        progress.finish_and_clear();
+    }
 }
 
 fn progress(args: &Args) -> ProgressBar {
@@ -257,37 +315,6 @@ fn progress(args: &Args) -> ProgressBar {
     } else {
         ProgressBar::new_spinner()
     }
-}
-
-/// Looks after the threads until they are done: ends them in time, and when nothing moves.
-fn watch(
-    progress: &ProgressBar,
-    connection: &Connection,
-    shared: &Shared,
-    wires: &[Wires],
-    limit: Option<Duration>,
-    is_over: impl Fn() -> bool,
-) {
-    let begin = Instant::now();
-    let (mut moved, mut last) = (begin, 0);
-    while !is_over() {
-        let gone = connection.wait_closed(Duration::from_millis(20));
-        let done = shared.done.load(Ordering::Relaxed);
-        if done != last {
-            (moved, last) = (Instant::now(), done);
-        }
-        if limit.is_some_and(|limit| begin.elapsed() > limit) {
-            shared.stop.store(true, Ordering::Relaxed);
-        }
-        if gone || moved.elapsed() > PATIENCE {
-            shared.abort.store(true, Ordering::Relaxed);
-            shared.stop.store(true, Ordering::Relaxed);
-            wires.iter().for_each(Wires::interrupt);
-        }
-        progress.set_message(format!("{done} requests"));
-        progress.tick();
-    }
-    progress.finish_and_clear();
 }
 
 fn print(report: &Report) {
@@ -306,7 +333,7 @@ fn print(report: &Report) {
         tally.interrupts,
     );
     if let Some(kills) = &report.kills {
-        println!("{kills}");
+        println!("{kills}; {} reconnects", report.reconnects);
     }
     for violation in &report.violations {
         println!("  {violation}");

@@ -7,6 +7,7 @@ mod support;
 
 mod descriptors;
 mod framing;
+mod inflight;
 mod leaving;
 mod meaning;
 mod sockets;

@@ -128,7 +128,7 @@ fn b15_repeated_messages_keep_nothing() {
         assert_eq!(client.acked(request::SET_VRING_CALL, &0_u64.to_ne_bytes(), &call), 0);
         assert_eq!(client.acked(request::SET_VRING_CALL, &1_u64.to_ne_bytes(), &call), 0);
         assert_eq!(client.acked(request::SET_VRING_ERR, &0_u64.to_ne_bytes(), &call), 0);
-        assert_eq!(client.acked(31, &[0; 24], &[]), 1);
+        assert_eq!(client.acked(40, &[0; 24], &[]), 1);
     }
     // The second ring has a call descriptor of its own now.
     client.send(request::SET_VRING_CALL, &(1 | NO_FD).to_ne_bytes());

@@ -38,10 +38,10 @@ info() {
 }
 
 # want ACTION: asks the host for something only it can do, and waits until it is done; see class
-# Wishes in `run`.
+# Wishes in `run`. What it says is in $answer.
 want() {
     echo "GUEST-WANT $*"
-    read -r _ </dev/ttyS0
+    read -r answer </dev/ttyS0
 }
 
 # wait_until COMMAND...: without a limit, the host has one.

@@ -1,6 +1,6 @@
 //! A front end that sends bytes.
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,7 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 /// Request numbers as the protocol has them.
 pub(crate) mod request {
@@ -16,7 +19,6 @@ pub(crate) mod request {
     pub(crate) const SET_FEATURES: u32 = 2;
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
-    pub(crate) const SET_LOG_BASE: u32 = 6;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -31,6 +33,7 @@ pub(crate) mod request {
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
     pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const RESET_DEVICE: u32 = 34;
     pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(crate) const ADD_MEM_REG: u32 = 37;
@@ -44,8 +47,8 @@ pub(crate) const NO_FD: u64 = 1 << 8;
 
 /// `VERSION_1` and `PROTOCOL_FEATURES`.
 pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30;
-/// `MQ`, `REPLY_ACK`, `CONFIG` and `CONFIGURE_MEM_SLOTS`.
-pub(crate) const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 15;
+/// `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `CONFIG`, `INFLIGHT_SHMFD` and `CONFIGURE_MEM_SLOTS`.
+pub(crate) const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
 
 /// How long a test waits for what has to come; a test that gets there has failed.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -110,6 +113,23 @@ impl Client {
     pub(crate) fn ask(&mut self, request: u32, body: &[u8]) -> Answer {
         self.send(request, body);
         self.expect(request)
+    }
+
+    /// Sends a message and reads the descriptor that comes with its answer, which stays unread.
+    pub(crate) fn ask_fd(&mut self, request: u32, body: &[u8]) -> OwnedFd {
+        self.send(request, body);
+        let mut byte = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        recvmsg(&self.stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags).unwrap();
+        let fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fds: Vec<_> = fds.flatten().collect();
+        let [fd] = fds.try_into().expect("one descriptor");
+        fd
     }
 
     /// Reads the answer to a request.

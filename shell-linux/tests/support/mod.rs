@@ -76,6 +76,7 @@ impl Daemon {
                 shard: 0,
                 name: format!("disk{disk}"),
                 socket,
+                parking: None,
             })
             .collect();
         let (control_end, shard_end) = mailbox().expect("a mailbox");

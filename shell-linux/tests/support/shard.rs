@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId};
 use sluice_core::image::{Backing, ImageConfig};
+use sluice_core::memory::Region;
 use sluice_core::op::{Op, OpKind, Reply};
 use sluice_core::shard::{Budget, Effect, Granted, Input, Shard};
 use sluice_core::time::Instant;
@@ -164,7 +165,8 @@ impl Turns<'_> {
             ControlEvent::SetMemTable(regions) => {
                 regions.iter_mut().for_each(|region| region.id = ids[region.id.0 as usize]);
             }
-            ControlEvent::AddMemRegion(region) => region.id = ids[0],
+            ControlEvent::AddMemRegion(Region { id, .. })
+            | ControlEvent::SetInflight { region: id, .. } => *id = ids[0],
             _ => {}
         }
         let served = &mut self.served[device.0 as usize];

@@ -16,10 +16,10 @@ mod violation;
 pub use stamp::{Content, SECTOR, Stamp};
 pub use violation::{Violation, Wrong};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use pages::Sectors;
-use sector::{Clock, Illegal, Sector, Value};
+use sector::{Clock, Illegal, NEVER, Sector, Value};
 
 /// What an image holds when its history begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,10 @@ pub struct History {
     image: u64,
     initial: Value,
     power: bool,
+    /// Writes under way by their number, if the device may restart.
+    under_way: Option<BTreeMap<u64, Write>>,
+    /// Writes that a restart found under way, and when they ended.
+    repeated: BTreeMap<u64, u64>,
     /// Counts events: each has a time of its own.
     now: u64,
     /// Writes acknowledged before this are durable.
@@ -107,6 +111,8 @@ impl History {
             image,
             initial,
             power: false,
+            under_way: None,
+            repeated: BTreeMap::new(),
             now: 0,
             durable: 1,
             sequence: 0,
@@ -122,6 +128,13 @@ impl History {
     #[must_use]
     pub fn with_power_losses(mut self) -> Self {
         self.power = true;
+        self
+    }
+
+    /// Keeps what is under way; without it [`restart`](Self::restart) may not be called.
+    #[must_use]
+    pub fn with_restarts(mut self) -> Self {
+        self.under_way = Some(BTreeMap::new());
         self
     }
 
@@ -144,6 +157,9 @@ impl History {
     fn invoke(&mut self, kind: Kind, writer: u32, first: u64, sectors: u32) -> Write {
         self.sequence += 1;
         let write = Write { first, sectors, sequence: self.sequence, writer, kind };
+        if let Some(under_way) = &mut self.under_way {
+            under_way.insert(write.sequence, write);
+        }
         let (now, clock, initial) = (self.tick(), self.clock(), self.initial);
         self.sectors.each(first, sectors.into(), |_, sector| {
             sector.invoke(write.value(), now, &clock, initial);
@@ -175,6 +191,12 @@ impl History {
     }
 
     fn finish(&mut self, write: Write, certain: bool) {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.remove(&write.sequence);
+            if let Some(end) = self.repeated.get_mut(&write.sequence) {
+                *end = self.now + 1;
+            }
+        }
         let now = self.tick();
         self.sectors.each(write.first, write.sectors.into(), |_, sector| {
             sector.finish(write.value(), now, certain);
@@ -233,6 +255,14 @@ impl History {
         let mut verdict = Ok(());
         self.sectors.each(first, contents.len() as u64, |at, sector| {
             let Some(content) = contents.next() else { return };
+            // Death may stop a write inside a sector. Until it has been repeated, reads that were
+            // sent before its end may see that.
+            if let Content::Torn(stamp, _) = content
+                && (stamp.image, stamp.sector) == (image, at)
+                && self.repeated.get(&stamp.sequence).is_some_and(|&end| read.start < end)
+            {
+                return;
+            }
             let (value, fault) = judge(content, image, at, newest);
             let Err(illegal) = sector.read(value, (read.start, end), learn, initial) else {
                 return;
@@ -260,6 +290,25 @@ impl History {
         self.power_lost = now;
         for sector in self.sectors.iter_mut() {
             sector.lose_power(now, &clock);
+        }
+    }
+
+    /// The device has died, and its successor does everything again that is under way. What was
+    /// not acknowledged may so take effect twice, with newer writes in between. Everything that
+    /// was acknowledged has to be reported before: that is not done again.
+    ///
+    /// # Panics
+    /// Without [`with_restarts`](Self::with_restarts).
+    pub fn restart(&mut self) {
+        let (now, initial) = (self.tick(), self.initial);
+        let horizon = self.clock().horizon;
+        self.repeated.retain(|_, end| *end >= horizon);
+        let under_way = self.under_way.as_ref().expect("writes under way are kept for restarts");
+        self.repeated.extend(under_way.keys().map(|&sequence| (sequence, NEVER)));
+        for write in under_way.values() {
+            self.sectors.each(write.first, write.sectors.into(), |_, sector| {
+                sector.repeat(write.value(), now, initial);
+            });
         }
     }
 

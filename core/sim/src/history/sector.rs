@@ -137,6 +137,16 @@ impl Sector {
         self.entries.push(Entry::invoked(value, now));
     }
 
+    /// A write under way begins anew at `now`: it took effect before, or not, and may take effect
+    /// once more.
+    pub(super) fn repeat(&mut self, value: Value, now: u64, initial: Value) {
+        self.touch(initial);
+        if let Some(entry) = self.entries.iter_mut().rev().find(|entry| entry.value == value) {
+            entry.finish = entry.finish.min(now);
+        }
+        self.entries.push(Entry::invoked(value, now));
+    }
+
     fn touch(&mut self, initial: Value) {
         if self.entries.is_empty() {
             self.entries.push(Entry::before(initial));

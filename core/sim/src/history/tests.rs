@@ -47,6 +47,62 @@ fn a_stale_read_is_caught() {
 }
 
 #[test]
+fn a_restart_repeats_what_is_under_way_and_nothing_else() {
+    let story = |restart: bool, acked: bool| {
+        let mut history = history().with_restarts();
+        let old = history.write_invoked(1, 8, 1);
+        let bytes = data(&history, &old, 8);
+        assert_eq!(read(&mut history, &bytes), Ok(()));
+        if acked {
+            history.write_done(old);
+        }
+        let new = written(&mut history);
+        assert_eq!(read(&mut history, &new), Ok(()));
+        if restart {
+            history.restart();
+        }
+        let verdict = read(&mut history, &bytes);
+        if !acked {
+            history.write_done(old);
+        }
+        // Once it is over, it is as gone as any other one.
+        let last = written(&mut history);
+        assert_eq!(read(&mut history, &last), Ok(()));
+        assert!(is_stale(read(&mut history, &bytes)));
+        verdict
+    };
+    assert_eq!(story(true, false), Ok(()));
+    assert!(is_stale(story(false, false)), "nothing happens twice without a restart");
+    assert!(is_stale(story(true, true)), "what was acknowledged is not done again");
+}
+
+#[test]
+fn a_sector_may_be_torn_by_death_until_the_write_is_repeated() {
+    let mut history = history().with_restarts();
+    let old = written(&mut history);
+    let write = history.write_invoked(1, 8, 1);
+    let mut torn = data(&history, &write, 8);
+    torn[341..].copy_from_slice(&old[341..]);
+    let early = history.read_invoked();
+    assert!(matches!(read(&mut history, &torn), Err(Wrong::Torn { .. })), "nobody has died");
+    history.restart();
+    assert_eq!(read(&mut history, &torn), Ok(()));
+    history.write_done(write);
+    assert_eq!(history.read_done(early, 8, &torn), Ok(()), "it began before that");
+    assert!(matches!(read(&mut history, &torn), Err(Wrong::Torn { .. })));
+}
+
+#[test]
+fn a_repeated_write_is_certain_once_it_is_acknowledged() {
+    let mut history = history().with_restarts();
+    let write = history.write_invoked(1, 8, 1);
+    history.restart();
+    history.restart();
+    history.write_done(write);
+    assert!(is_stale(read(&mut history, &[0; SECTOR])));
+}
+
+#[test]
 fn a_lost_write_is_caught() {
     let mut history = history();
     written(&mut history);

@@ -1,0 +1,104 @@
+//! A guest's way to its disk, over the deaths of back ends.
+
+use core::sync::atomic::Ordering;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::guest::Guest;
+use super::shared::Shared;
+use crate::frontend::{Connection, Wires};
+use crate::mapping::Mappings;
+
+/// How long a back end may need to serve its guest again.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether something has happened.
+pub(super) const LOOK: Duration = Duration::from_micros(200);
+
+/// The guest's connection: the first one, or the last that was made since.
+#[derive(Debug)]
+pub(super) struct Link<'a> {
+    guest: &'a Guest,
+    socket: PathBuf,
+    wires: &'a [Wires],
+    mem: Mappings,
+    /// What the used indices added up to at first.
+    begun: u16,
+    again: Option<Connection>,
+    /// Connections that were made anew.
+    pub(super) reconnects: u32,
+}
+
+impl<'a> Link<'a> {
+    pub(super) fn new(
+        guest: &'a Guest,
+        socket: PathBuf,
+        wires: &'a [Wires],
+    ) -> anyhow::Result<Self> {
+        let mem = guest.memory.map()?;
+        let mut this = Self { guest, socket, wires, mem, begun: 0, again: None, reconnects: 0 };
+        this.begun = this.given()?;
+        Ok(this)
+    }
+
+    /// How many requests were given back since then, in the low bits.
+    fn given(&self) -> anyhow::Result<u16> {
+        let mut given = 0_u16.wrapping_sub(self.begun);
+        for wires in self.wires {
+            given = given.wrapping_add(wires.used_index(&self.mem)?);
+        }
+        Ok(given)
+    }
+
+    /// Waits this long, or until the back end is gone, which it says.
+    pub(super) fn wait_closed(&self, at_most: Duration) -> bool {
+        self.again.as_ref().unwrap_or(&self.guest.connection).wait_closed(at_most)
+    }
+
+    /// Connects to whoever listens now, and leaves at once.
+    pub(super) fn visit(&self) {
+        let _ = self.guest.resume(&self.socket, self.wires, &self.mem);
+    }
+
+    /// Connects to the next back end as soon as there is one. `check` may see that there will not.
+    pub(super) fn reconnect(
+        &mut self,
+        mut check: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            match self.guest.resume(&self.socket, self.wires, &self.mem) {
+                Ok(connection) => {
+                    self.again = Some(connection);
+                    self.reconnects += 1;
+                    return Ok(());
+                }
+                Err(error) if begin.elapsed() > PATIENCE => {
+                    return Err(error.context("the guest is not served after a restart"));
+                }
+                Err(_) => check()?,
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until everything that a dead back end has given back is seen, so that its successor
+    /// repeats exactly what is under way, and tells the history. Says how much came back in all.
+    pub(super) fn settle(&self, shared: &Shared) -> anyhow::Result<u64> {
+        let given = self.given()?;
+        let begin = Instant::now();
+        loop {
+            let done = shared.done.load(Ordering::Relaxed);
+            if done & u64::from(u16::MAX) == u64::from(given) || shared.stop.load(Ordering::Relaxed)
+            {
+                shared.history().restart();
+                return Ok(done);
+            }
+            ensure!(begin.elapsed() < PATIENCE, "{given} requests were given back, {done} came");
+            // It may have died before it could interrupt.
+            self.wires.iter().for_each(Wires::interrupt);
+            std::thread::sleep(LOOK);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The daemon's deaths: under load, with and without a record of what was in flight, with and
+//! without parking; and its ends in order.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+
+/// How long a test waits for what has to come; a test that gets there has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn verify(args: &[&str]) -> (Output, Value) {
+    let output = Command::new(SLUICE).args(["verify", "--json"]).args(args).output().unwrap();
+    let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output, report)
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing() {
+    for queues in ["1", "4"] {
+        let (output, report) = verify(&["--kill", "25", "--queues", queues]);
+        assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
+        assert!(output.status.success());
+        assert_eq!(report["kills"], 25);
+        assert!(report["reconnects"].as_u64().unwrap() > 0);
+    }
+}
+
+/// A check that cannot fail proves nothing.
+#[test]
+fn a_killed_daemon_without_a_record_is_found_out() {
+    let (output, report) =
+        verify(&["--kill", "200", "--queues", "1", "--seed", "3", "--daemon=--untracked"]);
+    assert_eq!(report["verdict"], "FAIL", "{report}");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!report["violations"].as_array().unwrap().is_empty());
+}
+
+//= spec/parking.md#PRK-2
+//= spec/parking.md#PRK-8
+#[test]
+fn a_parked_connection_goes_on_by_itself() {
+    let (output, report) = verify(&["--kill", "25", "--parked", "--queues", "2"]);
+    assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
+    assert_eq!((&report["kills"], &report["reconnects"]), (&25.into(), &0.into()));
+}
+
+/// A disk whose daemons come and go.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let image = std::fs::File::create(directory.path().join("disk.raw")).unwrap();
+        image.set_len(32 << 20).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts a daemon and waits until it listens.
+    fn serve(&self, program: &Path, socket: &str, args: &[&str]) -> Daemon {
+        let log = std::fs::File::create(self.path(&format!("{socket}.log"))).unwrap();
+        let child = Command::new(program)
+            .args(["serve-one", "--blk-file"])
+            .arg(self.path("disk.raw"))
+            .arg("--socket-path")
+            .arg(self.path(socket))
+            .args(args)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let daemon = Daemon(child);
+        let listening = self.path(socket).display().to_string();
+        until("a socket", || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            sockets.lines().any(|line| line.ends_with(&listening) && line.contains(" 00010000 "))
+        });
+        daemon
+    }
+
+    fn log(&self, socket: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{socket}.log"))).unwrap()
+    }
+
+    fn keeper(&self) -> PathBuf {
+        self.path(".disk.sock.keeper")
+    }
+}
+
+struct Daemon(Child);
+
+impl Daemon {
+    fn terminate(mut self) -> Option<i32> {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < LIMIT, "no {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Starts a check of a disk.
+fn check(socket: &Path, args: &[&str]) -> Child {
+    let mut check = Command::new(SLUICE);
+    check.args(["verify", "--json", "--yes", "--queues", "1", "--socket-path"]).arg(socket);
+    check.args(args).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn verdict(check: Child) -> Value {
+    serde_json::from_slice(&check.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn f14_a_second_daemon_waits_and_says_for_whom() {
+    let place = Place::new();
+    let this = Path::new(SLUICE);
+    let first = place.serve(this, "first.sock", &[]);
+    let holder = first.0.id();
+    let busy = check(&place.path("first.sock"), &["--seconds", "60"]);
+    until("load", || std::fs::read(place.path("disk.raw")).unwrap().iter().any(|&b| b != 0));
+    let second = place.serve(this, "second.sock", &[]);
+    let waiting = check(&place.path("second.sock"), &["--requests", "300"]);
+    until("word of the holder", || {
+        place.log("second.sock").contains(&format!("in use by process {holder}"))
+    });
+    // The first one's check would find anything that the second wrote.
+    kill_process(Pid::from_child(&busy), Signal::TERM).unwrap();
+    verdict_of_the_interrupted(busy);
+    let verdict = verdict(waiting);
+    assert_eq!(verdict["verdict"], "PASS", "it went on when the first had let go: {verdict}");
+    assert_eq!((first.terminate(), second.terminate()), (Some(0), Some(0)));
+}
+
+fn verdict_of_the_interrupted(mut check: Child) {
+    check.wait().unwrap();
+}
+
+#[test]
+fn the_disk_of_another_daemon_is_not_written() {
+    let place = Place::new();
+    let this = Path::new(SLUICE);
+    let first = place.serve(this, "first.sock", &[]);
+    let second = place.serve(this, "second.sock", &[]);
+    let ours = check(&place.path("first.sock"), &["--seconds", "3"]);
+    until("load", || std::fs::read(place.path("disk.raw")).unwrap().iter().any(|&b| b != 0));
+    let mut theirs = check(&place.path("second.sock"), &["--requests", "1000000"]);
+    let verdict = verdict(ours);
+    assert_eq!(verdict["verdict"], "PASS", "{verdict}");
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+    drop((first, second));
+}
+
+#[test]
+fn another_build_takes_over_with_requests_in_flight() {
+    let place = Place::new();
+    let other = place.path("sluice-next");
+    std::fs::copy(SLUICE, &other).unwrap();
+    // Requests that are late when the first one ends stay in the region.
+    let late = ["--late-us", "20000", "--shutdown-ms", "5"];
+    for park in ["never", "keeper"] {
+        let args = [&late[..], &["--park", park]].concat();
+        let first = place.serve(Path::new(SLUICE), "disk.sock", &args);
+        let socket = place.path("disk.sock");
+        let load = check(&socket, &["--seconds", "4", "--reconnect"]);
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(first.terminate(), Some(0), "{park}");
+        assert!(!socket.exists(), "it took its socket along");
+        let second = place.serve(&other, "disk.sock", &args);
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(second.terminate(), Some(0), "{park}");
+        let third = place.serve(Path::new(SLUICE), "disk.sock", &args);
+        let verdict = verdict(load);
+        assert_eq!(verdict["verdict"], "PASS", "{park}: {verdict}");
+        assert_eq!(verdict["reconnects"], 2);
+        assert_eq!(third.terminate(), Some(0));
+        assert!(!place.keeper().exists(), "it went with its daemon");
+    }
+}
+
+//= spec/parking.md#PRK-5
+//= spec/parking.md#PRK-6
+//= spec/parking.md#PRK-7
+#[test]
+fn a_keeper_that_dies_does_no_harm() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let args = ["--park", "keeper"];
+    let mut first = place.serve(Path::new(SLUICE), "disk.sock", &args);
+    let mode = std::fs::metadata(place.keeper()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "for this user alone");
+    let children = format!("/proc/{0}/task/{0}/children", first.0.id());
+    let keeper: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let load = check(&place.path("disk.sock"), &["--seconds", "3", "--reconnect"]);
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+    let second = place.serve(Path::new(SLUICE), "disk.sock", &args);
+    let verdict = verdict(load);
+    assert_eq!(verdict["verdict"], "PASS", "{verdict}");
+    assert_eq!(verdict["reconnects"], 1, "nothing was parked any more");
+    assert_eq!(second.terminate(), Some(0));
+    assert!(!place.keeper().exists());
+}
