@@ -1,7 +1,7 @@
 //! Requests through a whole shard, with a store that does nothing and a guest that costs nothing
 //! inside the measured part: instructions per request (under callgrind) and nanoseconds.
 //!
-//! `hot_path [--inflight] [--depth N] [--requests N]`
+//! `hot_path [--inflight | --packed] [--depth N] [--requests N]`
 
 use std::time::Instant;
 
@@ -14,11 +14,12 @@ fn option(name: &str, default: u32) -> u32 {
 
 fn main() {
     // `cargo bench` and `cargo test --benches` pass flags of their own; a few requests do then.
-    let inflight = std::env::args().any(|arg| arg == "--inflight");
+    let given = |name: &str| std::env::args().any(|arg| arg == name);
+    let (inflight, packed) = (given("--inflight"), given("--packed"));
     let depth = u16::try_from(option("--depth", 32)).unwrap();
     let requests = option("--requests", 100_000);
     let (mut arena, mem) = (arena(), memory());
-    let mut belt = Belt::new(&mut arena, &mem, inflight);
+    let mut belt = Belt::new(&mut arena, &mem, inflight, packed);
     let (mut ended, mut nanos) = (0, 0);
     while ended < requests {
         belt.feed(depth);
@@ -29,5 +30,7 @@ fn main() {
         ended += belt.reap();
     }
     let each = nanos / u128::from(ended);
-    println!("{ended} requests at depth {depth}, inflight {inflight}: {each} ns each");
+    println!(
+        "{ended} requests at depth {depth}, inflight {inflight}, packed {packed}: {each} ns each"
+    );
 }

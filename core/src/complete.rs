@@ -8,7 +8,7 @@ use crate::memory::{OutOfRegion, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::request::Request;
 use crate::slots::{Fifo, Slots};
-use crate::virtqueue::SplitRing;
+use crate::virtqueue::Ring;
 
 /// Gives the chains of all `done` requests back, in their order, and says whether the driver
 /// wants to hear of it.
@@ -21,7 +21,7 @@ use crate::virtqueue::SplitRing;
 #[inline]
 pub(crate) fn publish(
     mem: &impl SharedMemory,
-    ring: &mut SplitRing,
+    ring: &mut Ring,
     inflight: &mut Option<Inflight>,
     requests: &Slots<'_, Request, 1>,
     done: &Fifo<0>,

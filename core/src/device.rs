@@ -13,8 +13,8 @@ use crate::inflight;
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
 use crate::memory::{MapFault, MemoryMap, Region, RegionId, find_user};
 use crate::time::Instant;
-use crate::virtqueue::Rings;
-use crate::virtqueue::layout::{avail_ring_bytes, desc_table_bytes, used_ring_bytes};
+use crate::virtqueue::layout::{EVENT_BYTES, avail_ring_bytes, desc_table_bytes, used_ring_bytes};
+use crate::virtqueue::{PackedBase, Rings};
 
 /// A device's place in its shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,8 +176,8 @@ pub enum ControlReply {
     VringBase {
         /// The queue.
         index: u16,
-        /// Its next available index.
-        base: u16,
+        /// Its next available index; of a packed ring both places as the message carries them.
+        base: u32,
     },
     /// Refused.
     Refused(ControlFault),
@@ -195,9 +195,9 @@ pub enum ControlFault {
     Running,
     /// No such queue.
     QueueIndex,
-    /// A queue size of 0, over the maximum, or no power of two.
+    /// A queue size of 0, over the maximum, or no power of two where the ring is split.
     QueueSize,
-    /// A base that is not a 16-bit index.
+    /// A base that is not a 16-bit index, or that no packed ring of the size can be at.
     QueueBase,
     /// Addresses before a size, or a start before addresses.
     Order,
@@ -245,14 +245,15 @@ pub(crate) const NO_QUEUE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vring {
     pub(crate) queue: u32,
-    pub(crate) base: u16,
+    /// Where its ring goes on, unless it begins.
+    pub(crate) base: Option<u32>,
     /// Whether that is where the queue itself stopped for this front end, drained.
     pub(crate) drained: bool,
     pub(crate) enabled: bool,
 }
 
 impl Vring {
-    const NONE: Self = Self { queue: NO_QUEUE, base: 0, drained: false, enabled: false };
+    const NONE: Self = Self { queue: NO_QUEUE, base: None, drained: false, enabled: false };
 
     pub(crate) const fn has_queue(&self) -> bool {
         self.queue != NO_QUEUE
@@ -273,7 +274,7 @@ pub(crate) enum Phase {
 pub(crate) enum Step {
     Answer(ControlReply),
     SetSize { index: u16, size: u16 },
-    SetBase { index: u16, base: u16 },
+    SetBase { index: u16, base: u32 },
     SetAddresses { index: u16, addresses: RingAddresses },
     Start { index: u16 },
     Notify { index: u16 },
@@ -470,14 +471,17 @@ impl Device {
             E::SetVringNum { index, size } => {
                 let index = self.index(index)?;
                 let size = u16::try_from(size).map_err(|_| ControlFault::QueueSize)?;
-                if !size.is_power_of_two() || size > QUEUE_SIZE_MAX {
+                let possible = size.is_power_of_two() || self.packed() && size > 0;
+                if !possible || size > QUEUE_SIZE_MAX {
                     return Err(ControlFault::QueueSize);
                 }
                 Ok(Step::SetSize { index, size })
             }
             E::SetVringBase { index, base } => {
                 let index = self.index(index)?;
-                let base = u16::try_from(base).map_err(|_| ControlFault::QueueBase)?;
+                if !self.packed() && base > u16::MAX.into() {
+                    return Err(ControlFault::QueueBase);
+                }
                 Ok(Step::SetBase { index, base })
             }
             E::SetVringAddr { index, addresses } => {
@@ -500,6 +504,12 @@ impl Device {
                     return Err(ControlFault::Log);
                 }
                 Ok(Step::SetLog(DirtyLog { region, bytes }))
+            }
+            // Nothing to hand out: front ends go on without a region then.
+            //= spec/packed.md#PVQ-13
+            E::GetInflight { queues, size } if self.packed() => {
+                self.inflight_bytes(queues, size)?;
+                answer(ControlReply::Value(0))
             }
             E::GetInflight { queues, size } => {
                 answer(ControlReply::Value(self.inflight_bytes(queues, size)?))
@@ -556,6 +566,17 @@ impl Device {
             .ok_or(ControlFault::QueueIndex)
     }
 
+    /// Whether rings are packed.
+    pub(crate) const fn packed(&self) -> bool {
+        self.features.contains(BlkFeatures::RING_PACKED)
+    }
+
+    /// Where a queue's ring goes on when it starts: at its beginning until somebody says more.
+    pub(crate) fn base(&self, index: u16) -> u32 {
+        let start = if self.packed() { PackedBase::START.bits() } else { 0 };
+        self.vrings[usize::from(index)].base.unwrap_or(start)
+    }
+
     /// Rings without a negotiated protocol start enabled.
     pub(crate) fn is_enabled(&self, index: u16) -> bool {
         !self.features.contains(BlkFeatures::PROTOCOL_FEATURES)
@@ -569,9 +590,16 @@ pub(crate) fn find_rings<'r>(
     regions: impl Iterator<Item = &'r Region> + Clone,
     addresses: &RingAddresses,
     size: u16,
+    packed: bool,
 ) -> Result<Rings, ControlFault> {
     let RingAddresses { desc, avail, used } = *addresses;
-    if desc % 16 != 0 || avail % 2 != 0 || used % 4 != 0 {
+    // Bytes of the parts, and the alignment of the available one.
+    let (avail_bytes, used_bytes, avail_align) = if packed {
+        (EVENT_BYTES, EVENT_BYTES, 4)
+    } else {
+        (avail_ring_bytes(size), used_ring_bytes(size), 2)
+    };
+    if desc % 16 != 0 || avail % avail_align != 0 || used % 4 != 0 {
         return Err(ControlFault::Alignment);
     }
     let find = |address, bytes| {
@@ -579,7 +607,7 @@ pub(crate) fn find_rings<'r>(
     };
     Ok(Rings {
         desc: find(desc, desc_table_bytes(size))?,
-        avail: find(avail, avail_ring_bytes(size))?,
-        used: find(used, used_ring_bytes(size))?,
+        avail: find(avail, avail_bytes)?,
+        used: find(used, used_bytes)?,
     })
 }

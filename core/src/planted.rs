@@ -51,6 +51,12 @@ faults! {
     PublishedAfterGone,
     /// Only the first range of a discard is checked.
     RangeUnchecked,
+    /// The flags of a packed batch's first used descriptor are not stored last.
+    BatchUncovered,
+    /// A used descriptor of a packed ring skips one entry, however many the chain had.
+    SkipForgotten,
+    /// The wrap counter is left out where a packed ring asks to be notified.
+    WrapForgotten,
     /// The used index is stored without release: it may be seen before what it covers.
     PlainPublish,
     /// The available index is loaded without acquire.

@@ -5,7 +5,7 @@
 
 pub mod bytes;
 mod memory;
-mod virtqueue_split;
+mod virtqueue;
 mod blk_request;
 mod slice;
 mod control_events;
@@ -17,4 +17,4 @@ pub use control_events::control_events;
 pub use inflight_region::inflight_region;
 pub use parked_record::parked_record;
 pub use slice::slice;
-pub use virtqueue_split::virtqueue_split;
+pub use virtqueue::{virtqueue_packed, virtqueue_split};

@@ -10,6 +10,7 @@ type Target = fn(&[u8]);
 
 const TARGETS: [(&str, Target); 6] = [
     ("virtqueue_split", sluice_fuzz::virtqueue_split),
+    ("virtqueue_packed", sluice_fuzz::virtqueue_packed),
     ("blk_request", sluice_fuzz::blk_request),
     ("slice", sluice_fuzz::slice),
     ("control_events", sluice_fuzz::control_events),

@@ -20,6 +20,8 @@ fn an_honest_disk_passes() {
         &["--requests", "3000", "--queues", "3", "--seed", "1"][..],
         &["--requests", "1000", "--queues", "1", "--depth", "1", "--size-limit", "64k"],
         &["--requests", "2000", "--queues", "1", "--depth", "200"],
+        &["--requests", "3000", "--queues", "3", "--seed", "2", "--packed"],
+        &["--requests", "2000", "--queues", "1", "--depth", "201", "--packed"],
     ] {
         let (output, report) = run(&disk.socket(), "verify", args);
         assert_eq!(report["verdict"], "PASS", "{report} {}", error(&output));
@@ -49,6 +51,8 @@ fn a_load_is_measured() {
         &["--rw", "read", "--bs", "64k", "--depth", "1"][..],
         &["--rw", "randread", "--wait", "event", "--indirect"],
         &["--rw", "write", "--queues", "2", "--depth", "8"],
+        &["--rw", "randread", "--depth", "47", "--packed"],
+        &["--rw", "randread", "--wait", "event", "--indirect", "--packed"],
     ] {
         let (output, report) =
             run(&disk.socket(), "bench", &[args, &["--seconds", "0.2"]].concat());

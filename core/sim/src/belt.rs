@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 
+use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig};
 use sluice_core::image::{Backing, ImageConfig};
 use sluice_core::inflight::region_bytes;
@@ -48,12 +49,13 @@ pub struct Belt<'a> {
 }
 
 impl<'a> Belt<'a> {
-    /// A belt at a standstill, with the chains under way recorded or not.
+    /// A belt at a standstill, with the chains under way recorded or not, and a split or a packed
+    /// ring.
     ///
     /// # Panics
     /// When the core refuses what every front end says.
     #[must_use]
-    pub fn new(arena: &'a mut Arena, mem: &'a FlatMemory, inflight: bool) -> Self {
+    pub fn new(arena: &'a mut Arena, mem: &'a FlatMemory, inflight: bool, packed: bool) -> Self {
         let mut shard = Shard::new(arena.storage());
         let image = ImageConfig {
             backing: Backing::Store,
@@ -68,7 +70,8 @@ impl<'a> Belt<'a> {
         let config = DeviceConfig { image, serial: [0; 20], queues: 1 };
         let device = shard.add_device(config).expect("room for one");
         let region = Region { id: RegionId(0), guest: 0, user: 0, size: MEMORY_BYTES };
-        let layout = Layout::new(RegionId(0), 0, 0, SIZE, 0);
+        let new = if packed { Layout::packed } else { Layout::new };
+        let layout = new(RegionId(0), 0, 0, SIZE, 0);
         let driver = Driver::new(mem, layout, true).expect("memory for the driver");
         let area = ControlEvent::SetInflight {
             region: INFLIGHT,
@@ -77,9 +80,11 @@ impl<'a> Belt<'a> {
             queues: 1,
             size: SIZE,
         };
-        let events = connect(features(true), &[region])
+        let mut features = features(true);
+        features.set(BlkFeatures::RING_PACKED, packed);
+        let events = connect(features, &[region])
             .chain(inflight.then_some(area))
-            .chain(start_queue(0, &layout, &region, 0));
+            .chain(start_queue(0, &layout, &region, layout.base()));
         for event in events {
             let reply = ask(&mut shard, mem, device, event);
             assert!(!matches!(reply, ControlReply::Refused(_)), "{reply:?}");

@@ -23,7 +23,26 @@ struct Done {
 /// When the two do not agree.
 pub fn compare(rig: &mut Rig<'_>, head: u16) -> Answer {
     let expected = rig.reference().answer(head);
-    let done = run(rig, head);
+    agree(rig, head, expected, |rig| rig.offer(head))
+}
+
+/// The same for a packed ring, with a chain of these buffers in the next places.
+///
+/// # Panics
+/// When the two do not agree.
+pub fn compare_row(rig: &mut Rig<'_>, id: u16, buffers: &[(u64, u32, u16)]) -> Answer {
+    rig.write_row(id, buffers);
+    let expected = rig.reference().answer_row(rig.next_place().0);
+    agree(rig, id, expected, |rig| rig.offer_row(id, buffers))
+}
+
+fn agree(
+    rig: &mut Rig<'_>,
+    head: u16,
+    expected: Answer,
+    offer: impl FnOnce(&mut Rig<'_>),
+) -> Answer {
+    let done = run(rig, offer);
     let context = || format!("{expected:x?}\n{:x?}\n{:?}", done.ops, done.used);
     let used = (u32::from(head), u32::try_from(expected.used()).expect("a used length"));
     assert_eq!(done.used, [used], "{}", context());
@@ -33,7 +52,7 @@ pub fn compare(rig: &mut Rig<'_>, head: u16) -> Answer {
         Answer::Do(_, place) => (0, Some(*place)),
     };
     // A status byte on top of the used ring is the guest's own harm, and not seen here.
-    let ring = rig.used_ring()..rig.rings_end();
+    let ring = rig.device_area();
     let place = place.filter(|(region, offset)| *region != RING || !ring.contains(offset));
     let written = place.map(|(region, offset)| (region, offset, 1));
     assert_eq!(done.late, Vec::from_iter(written), "{}", context());
@@ -48,9 +67,9 @@ pub fn compare(rig: &mut Rig<'_>, head: u16) -> Answer {
     expected
 }
 
-fn run(rig: &mut Rig<'_>, head: u16) -> Done {
+fn run(rig: &mut Rig<'_>, offer: impl FnOnce(&mut Rig<'_>)) -> Done {
     let mem = Watched::new(rig.mem);
-    rig.offer(head);
+    offer(rig);
     rig.take_in(&mem);
     let early = outside(&mem, rig);
     let mut ops = Vec::new();
@@ -65,7 +84,7 @@ fn run(rig: &mut Rig<'_>, head: u16) -> Done {
 
 /// What was written anywhere but in the used ring.
 fn outside(mem: &Watched<'_>, rig: &Rig<'_>) -> Vec<Run> {
-    let ring = rig.used_ring()..rig.rings_end();
+    let ring = rig.device_area();
     let writes = mem.writes().into_iter().map(|w| (w.region, w.offset, w.len));
     let kept = writes.filter(|w| w.0 != RING || !ring.contains(&w.1)).collect::<Vec<_>>();
     cut(&kept, 0, u64::MAX)

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use sluice_core::blk::BlkFeatures;
 use sluice_core::memory::RegionId;
 
+use crate::guest::Build;
 use crate::prng::Prng;
 
 /// One thing to tell the device, or to do between two messages.
@@ -61,13 +62,15 @@ pub struct Front {
     /// Mappings that were made for the message that waits for its answer.
     pub offered: Vec<RegionId>,
     /// Where each queue goes on, and whether it runs.
-    pub bases: Vec<u16>,
+    pub bases: Vec<u32>,
     /// Which queues run.
     pub running: Vec<bool>,
     /// Which queues are enabled.
     pub enabled: Vec<bool>,
     /// Whether queues are tracked.
     pub inflight: bool,
+    /// Whether the driver wants packed rings.
+    packed: bool,
     /// The chunk of its inflight region, and whether the device has it.
     pub area: Option<usize>,
     /// See [`area`](Self::area).
@@ -83,7 +86,8 @@ pub struct Front {
 impl Front {
     /// A front end that is away.
     #[must_use]
-    pub fn new(queues: u16, chunks: usize, inflight: bool) -> Self {
+    pub fn new(build: &Build, chunks: usize, inflight: bool) -> Self {
+        let queues = build.queues;
         Self {
             state: State::Away,
             script: VecDeque::new(),
@@ -94,7 +98,8 @@ impl Front {
             bases: vec![0; usize::from(queues)],
             running: vec![false; usize::from(queues)],
             enabled: vec![false; usize::from(queues)],
-            inflight,
+            inflight: inflight && !build.packed,
+            packed: build.packed,
             area: None,
             handed_over: false,
             lost_area: false,
@@ -142,14 +147,22 @@ impl Front {
             State::Here | State::Leaving => self.has_protocol(),
         };
         chosen.set(BlkFeatures::PROTOCOL_FEATURES, protocol);
+        chosen.set(BlkFeatures::RING_PACKED, self.packed);
         self.features = chosen;
+    }
+
+    /// Where an empty ring begins.
+    #[must_use]
+    pub const fn first_base(&self) -> u32 {
+        if self.packed { 0x8000_8000 } else { 0 }
     }
 
     /// Connects and starts everything.
     pub fn connect(&mut self, prng: &mut Prng) {
         use Message as M;
         self.state = State::Here;
-        self.bases.fill(0);
+        let base = self.first_base();
+        self.bases.fill(base);
         self.running.fill(false);
         (self.area, self.handed_over) = (None, false);
         (self.lost_area, self.begins_anew) = (false, false);

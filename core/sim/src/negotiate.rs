@@ -68,7 +68,7 @@ pub fn start_queue(
     index: u32,
     layout: &Layout,
     region: &Region,
-    base: u16,
+    base: u32,
 ) -> impl Iterator<Item = ControlEvent> + use<> {
     let rings = layout.rings();
     let addresses = RingAddresses {
@@ -78,7 +78,7 @@ pub fn start_queue(
     };
     [
         ControlEvent::SetVringNum { index, size: layout.size.into() },
-        ControlEvent::SetVringBase { index, base: base.into() },
+        ControlEvent::SetVringBase { index, base },
         ControlEvent::SetVringAddr { index, addresses },
         ControlEvent::SetVringKick { index },
         ControlEvent::SetVringCall { index },

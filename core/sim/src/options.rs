@@ -83,6 +83,7 @@ impl Options {
             rate(700, 64),
             rate(700, 32),
         ];
+        let kills = if prng.chance(500) { 0 } else { 1 + prng.skewed(9) };
         let legal = 1 + prng.skewed(3);
         let block_bytes = 4096 << prng.skewed(3);
         let pool = PoolConfig {
@@ -102,10 +103,18 @@ impl Options {
                 let inode = 1 << 48 | (images.len() as u64 + 1);
                 images.push(draw_image(prng, inode));
             }
+            // Packed rings are not tracked: nobody could go on after a kill.
+            let packed = kills == 0 && prng.chance(700);
+            let size_bits = prng.between(u64::from(!open) * 2, 6);
             let build = Build {
                 id: u32::try_from(id).unwrap_or(0),
                 queues: u16::try_from(1 + prng.skewed(3)).unwrap_or(1),
-                size: 1 << prng.between(u64::from(!open) * 2, 6),
+                size: if packed {
+                    u16::try_from(prng.between(1 << size_bits, 2 << size_bits)).unwrap_or(1)
+                } else {
+                    1 << size_bits
+                },
+                packed,
                 table_entries: u16::try_from(prng.pick(&[0, 8, 40])).unwrap_or(0),
                 more_chunks: prng.below(4),
                 open,
@@ -122,7 +131,6 @@ impl Options {
             parts: few(prng, 2, 126),
             groups: 16 * pool.pg_count as usize,
         };
-        let kills = if prng.chance(500) { 0 } else { 1 + prng.skewed(9) };
         Self {
             images,
             pool,

@@ -102,6 +102,18 @@ impl Reference<'_> {
     pub fn answer(&self, head: u16) -> Answer {
         let mut buffers = Buffers::default();
         self.collect_direct(head, &mut buffers);
+        self.answer_to(&buffers)
+    }
+
+    /// The same for the chain that begins at an entry of a packed ring, and that ends.
+    #[must_use]
+    pub fn answer_row(&self, first: u16) -> Answer {
+        let mut buffers = Buffers::default();
+        self.collect_row(first, &mut buffers);
+        self.answer_to(&buffers)
+    }
+
+    fn answer_to(&self, buffers: &Buffers) -> Answer {
         if buffers.endless {
             return Answer::None;
         }
@@ -192,11 +204,49 @@ impl Reference<'_> {
         }
     }
 
+    /// 2.8.6: the descriptors of a packed ring, one behind the other.
+    fn collect_row(&self, first: u16, into: &mut Buffers) {
+        let mut at = first;
+        loop {
+            let place = self.table.1 + 16 * u64::from(at);
+            let (addr, len, _, flags) = decode(&self.mem.dump(self.table.0, place, 16));
+            if flags & INDIRECT != 0 {
+                // 2.8.19: not together with NEXT. The core's choice as for split rings.
+                into.wrong |= flags & NEXT != 0;
+                return self.collect_table(addr, len, into);
+            }
+            into.push(addr, len, flags);
+            if flags & NEXT == 0 {
+                return;
+            }
+            at = (at + 1) % self.size;
+        }
+    }
+
+    /// 2.8.7: a table of a packed ring is used from its beginning to its end.
+    fn collect_table(&self, table: u64, len: u32, into: &mut Buffers) {
+        let count = u64::from(len) / 16;
+        let bad = !len.is_multiple_of(16) || count == 0 || count > u64::from(QUEUE_SIZE_MAX);
+        let entries = (0..count).map(|index| self.entry(table.checked_add(16 * index)?));
+        let entries: Option<Vec<_>> = if bad { None } else { entries.collect() };
+        let Some(entries) = entries else {
+            into.endless = true;
+            return;
+        };
+        for (addr, len, _, flags) in entries {
+            if flags & INDIRECT == 0 {
+                into.push(addr, len, flags);
+            } else {
+                into.wrong = true;
+            }
+        }
+    }
+
     /// A descriptor anywhere in guest memory, whatever borders it crosses.
     fn entry(&self, at: u64) -> Option<Desc> {
         let mut bytes = Vec::new();
         for step in 0..16 {
-            let (region, offset) = place(self.regions, at + step)?;
+            let (region, offset) = place(self.regions, at.checked_add(step)?)?;
             bytes.extend(self.mem.dump(region, offset, 1));
         }
         Some(decode(&bytes))

@@ -4,8 +4,11 @@
 //! whoever holds the rig. Whatever the guest does, the rig checks each operation against the
 //! image and the memory before it is carried out.
 
+mod packed;
+
 use std::collections::VecDeque;
 
+use packed::Hand;
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{
     ControlEvent, ControlReply, DeviceConfig, DeviceId, ProtocolFeatures, QueueId, RegionList,
@@ -19,8 +22,8 @@ use sluice_core::shard::{Budget, Effect, Granted, Input, Shard, Work};
 use sluice_core::time::Instant;
 use sluice_core::virtqueue::QueueFault;
 use sluice_core::virtqueue::layout::{
-    AVAIL_IDX, AVAIL_RING, DESC_BYTES, USED_IDX, USED_RING, avail_ring_bytes, desc_table_bytes,
-    used_ring_bytes,
+    AVAIL_IDX, AVAIL_RING, DESC_BYTES, EVENT_BYTES, USED_IDX, USED_RING, avail_ring_bytes,
+    desc_table_bytes, used_ring_bytes,
 };
 
 use crate::arena::{Arena, Capacity};
@@ -59,7 +62,7 @@ pub type Desc = (u64, u32, u16, u16);
 pub struct Setup {
     /// Entries of the ring.
     pub size: u16,
-    /// Where the ring begins: both indices.
+    /// Where the ring begins: both indices, or both places of a packed ring.
     pub base: u16,
     /// What is negotiated.
     pub features: BlkFeatures,
@@ -143,6 +146,7 @@ pub struct Rig<'a> {
     /// The guest's indices.
     next_avail: u16,
     next_used: u16,
+    hand: Hand,
 }
 
 impl<'a> Rig<'a> {
@@ -157,6 +161,7 @@ impl<'a> Rig<'a> {
         let config = DeviceConfig { image, serial: *b"0123456789abcdefghij", queues: 2 };
         let device = shard.add_device(config).expect("room for a device");
         let (next_avail, next_used) = (setup.base, setup.base);
+        let hand = Hand::default();
         let mut rig = Self {
             mem,
             shard,
@@ -171,6 +176,7 @@ impl<'a> Rig<'a> {
             setup,
             next_avail,
             next_used,
+            hand,
         };
         rig.attach();
         rig
@@ -189,9 +195,13 @@ impl<'a> Rig<'a> {
     /// # Panics
     /// When the core refuses any of it.
     pub fn attach_with(&mut self, more: &[ControlEvent]) {
-        self.store_u16(AVAIL_IDX + self.avail(), self.setup.base);
-        self.store_u16(USED_IDX + self.used_ring(), self.setup.base);
-        self.store_u16(self.avail(), 0);
+        if self.is_packed() {
+            self.clear_ring();
+        } else {
+            self.store_u16(AVAIL_IDX + self.avail(), self.setup.base);
+            self.store_u16(USED_IDX + self.used_ring(), self.setup.base);
+            self.store_u16(self.avail(), 0);
+        }
         (self.next_avail, self.next_used) = (self.setup.base, self.setup.base);
         self.go_on(more, self.setup.base);
     }
@@ -210,7 +220,10 @@ impl<'a> Rig<'a> {
     /// When the core refuses any of it.
     pub fn go_on_in(&mut self, mem: &impl SharedMemory, more: &[ControlEvent], base: u16) {
         self.broken = None;
-        let (index, size, base) = (0, self.setup.size.into(), base.into());
+        let (index, size, mut base) = (0, self.setup.size.into(), u32::from(base));
+        if self.is_packed() {
+            base |= base << 16;
+        }
         let regions = RegionList::from_slice(&self.setup.regions).expect("few regions");
         let addresses = self.addresses();
         let first = [
@@ -294,22 +307,37 @@ impl<'a> Rig<'a> {
         QueueId { device: self.device, index: 0 }
     }
 
-    /// Offset of the available ring in [`RING`].
+    /// Whether the ring is packed.
+    #[must_use]
+    pub const fn is_packed(&self) -> bool {
+        self.setup.features.contains(BlkFeatures::RING_PACKED)
+    }
+
+    /// Offset of the available ring in [`RING`], or of the driver's event suppression.
     #[must_use]
     pub const fn avail(&self) -> u64 {
         desc_table_bytes(self.setup.size)
     }
 
-    /// Offset of the used ring in [`RING`].
+    /// Offset of the used ring in [`RING`], or of the device's event suppression.
     #[must_use]
     pub const fn used_ring(&self) -> u64 {
-        (self.avail() + avail_ring_bytes(self.setup.size)).next_multiple_of(4)
+        let size = self.setup.size;
+        let bytes = if self.is_packed() { EVENT_BYTES } else { avail_ring_bytes(size) };
+        (self.avail() + bytes).next_multiple_of(4)
     }
 
     /// Where the rings end in [`RING`].
     #[must_use]
     pub const fn rings_end(&self) -> u64 {
-        self.used_ring() + used_ring_bytes(self.setup.size)
+        let size = self.setup.size;
+        self.used_ring() + if self.is_packed() { EVENT_BYTES } else { used_ring_bytes(size) }
+    }
+
+    /// The part of [`RING`] that the device writes.
+    #[must_use]
+    pub const fn device_area(&self) -> core::ops::Range<u64> {
+        (if self.is_packed() { 0 } else { self.used_ring() })..self.rings_end()
     }
 
     /// The device as the reference sees it.
@@ -394,8 +422,11 @@ impl<'a> Rig<'a> {
         self.next_avail
     }
 
-    /// Used entries that are new, as (head, length).
+    /// Used entries that are new, as (head or id, length).
     pub fn used(&mut self) -> Vec<(u32, u32)> {
+        if self.is_packed() {
+            return self.used_rows();
+        }
         let index = self.load_u16(self.used_ring() + USED_IDX);
         let mut found = Vec::new();
         while self.next_used != index && found.len() <= usize::from(QUEUE_SIZE_MAX) {

@@ -29,8 +29,8 @@ static COUNTING: Counting = Counting;
 #[test]
 fn i21_a_million_requests_allocate_nothing() {
     let (mut arena, mem) = (arena(), memory());
-    for inflight in [false, true] {
-        let mut belt = Belt::new(&mut arena, &mem, inflight);
+    for (inflight, packed) in [(false, false), (true, false), (false, true)] {
+        let mut belt = Belt::new(&mut arena, &mem, inflight, packed);
         let mut ended = 0;
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         while ended < 500_000 {

@@ -163,7 +163,7 @@ fn i22_a_queue_that_is_always_full_leaves_the_others_their_turns() {
 #[test]
 fn an_armed_queue_is_found_by_sampling() {
     let (mut arena, mem) = (belt::arena(), belt::memory());
-    let mut belt = Belt::new(&mut arena, &mem, false);
+    let mut belt = Belt::new(&mut arena, &mem, false, false);
     belt.feed(1);
     belt.measured_turn();
     belt.grant();

@@ -39,6 +39,8 @@ bitflags! {
         const PROTOCOL_FEATURES = 1 << 30;
         /// A device of virtio 1.0 or later.
         const VERSION_1 = 1 << 32;
+        /// Rings are packed.
+        const RING_PACKED = 1 << 34;
     }
 }
 
@@ -58,7 +60,8 @@ impl BlkFeatures {
             | Self::INDIRECT_DESC
             | Self::EVENT_IDX
             | Self::PROTOCOL_FEATURES
-            | Self::VERSION_1;
+            | Self::VERSION_1
+            | Self::RING_PACKED;
         offered.set(Self::RO, image.read_only);
         offered.set(Self::DISCARD, image.discard && !image.read_only);
         offered.set(Self::WRITE_ZEROES, image.write_zeroes && !image.read_only);

@@ -3,8 +3,8 @@
 use super::{Queue, Shard, Turn};
 use crate::blk::config::BlkFeatures;
 use crate::device::{
-    ControlEvent, ControlFault, ControlReply, DeviceId, NO_QUEUE, Phase, ProtocolFeatures, QueueId,
-    RegionList, RingAddresses, Step, find_rings,
+    ControlEvent, ControlFault, ControlReply, Device, DeviceId, InflightArea, NO_QUEUE, Phase,
+    ProtocolFeatures, QueueId, RegionList, RingAddresses, Step, find_rings,
 };
 use crate::image::{Capture, CaptureNews, ImageId};
 use crate::inflight::{self, InflightFault};
@@ -13,7 +13,7 @@ use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
 use crate::time::Instant;
 use crate::trace::TraceEvent;
-use crate::virtqueue::{QueueFault, SplitRing};
+use crate::virtqueue::{PackedBase, PackedRing, QueueFault, Ring, Rings, SplitRing};
 
 impl Shard<'_> {
     pub(super) fn control(
@@ -56,8 +56,8 @@ impl Shard<'_> {
                     return Err(ControlFault::Running);
                 }
                 let vring = &mut self.devices[device].vrings[usize::from(index)];
-                vring.drained &= vring.base == base;
-                vring.base = base;
+                vring.drained &= vring.base == Some(base);
+                vring.base = Some(base);
             }
             Step::SetAddresses { index, addresses } => {
                 self.set_addresses(device, index, addresses)?;
@@ -138,7 +138,8 @@ impl Shard<'_> {
         if self.queues[queue].ring.is_some() && self.queues[queue].addresses != Some(addresses) {
             return Err(ControlFault::Running);
         }
-        find_rings(self.devices[device].map.regions(), &addresses, self.queues[queue].size)?;
+        let owner = &self.devices[device];
+        find_rings(owner.map.regions(), &addresses, self.queues[queue].size, owner.packed())?;
         self.queues[queue].addresses = Some(addresses);
         Ok(())
     }
@@ -159,12 +160,11 @@ impl Shard<'_> {
         let addresses = self.queues[queue].addresses.ok_or(ControlFault::Order)?;
         let size = self.queues[queue].size;
         let owner = &self.devices[device];
-        let rings = find_rings(owner.map.regions(), &addresses, size)?;
-        let event_idx = owner.features().contains(BlkFeatures::EVENT_IDX);
-        let base = owner.vrings[usize::from(index)].base;
-        let ring = SplitRing::start(mem, rings, size, base, event_idx)
-            .map_err(|_| ControlFault::RingNotShared)?;
-        if owner.inflight.is_some_and(|area| index >= area.queues || size > area.size) {
+        let rings = find_rings(owner.map.regions(), &addresses, size, owner.packed())?;
+        let ring = open_ring(mem, owner, rings, size, owner.base(index))?;
+        //= spec/packed.md#PVQ-13
+        let fits = |area: InflightArea| index < area.queues && size <= area.size && !owner.packed();
+        if !owner.inflight.is_none_or(fits) {
             return Err(ControlFault::Inflight);
         }
         self.queues[queue].ring = Some(ring);
@@ -194,7 +194,12 @@ impl Shard<'_> {
     fn recover(&mut self, mem: &impl SharedMemory, queue: u32) -> Result<(), QueueFault> {
         let queue = &mut self.queues[queue];
         let device = &self.devices[queue.device];
-        let Some(ring) = &mut queue.ring else { return Ok(()) };
+        let ring = match &mut queue.ring {
+            Some(Ring::Split(ring)) => ring,
+            // Whoever hands in two places knows what lies between them; nobody here does.
+            Some(Ring::Packed(ring)) if ring.is_held() => return Err(InflightFault::Missing.into()),
+            Some(Ring::Packed(_)) | None => return Ok(()),
+        };
         let Some(area) = device.inflight else {
             let tracked = device.protocol_features().contains(ProtocolFeatures::INFLIGHT_SHMFD);
             if !tracked || device.vrings[usize::from(queue.index)].drained {
@@ -235,8 +240,7 @@ impl Shard<'_> {
         index: u16,
     ) -> ControlReply {
         let Some(queue) = self.running(device, index) else {
-            let base = self.devices[device].vrings[usize::from(index)].base;
-            return ControlReply::VringBase { index, base };
+            return ControlReply::VringBase { index, base: self.devices[device].base(index) };
         };
         self.deactivate(queue);
         let state = &mut self.queues[queue];
@@ -262,7 +266,7 @@ impl Shard<'_> {
         let index = state.index;
         let vring = &mut self.devices[device].vrings[usize::from(index)];
         if let Some(ring) = state.ring.take() {
-            vring.base = ring.next_avail();
+            vring.base = Some(ring.base());
             vring.drained = true;
             self.devices[device].running -= 1;
         }
@@ -271,7 +275,7 @@ impl Shard<'_> {
         let _ = state.inflight.take().map(|inflight| inflight.close(mem));
         state.broken = None;
         state.addresses = None;
-        let (id, base) = (state.id(), self.devices[device].vrings[usize::from(index)].base);
+        let (id, base) = (state.id(), self.devices[device].base(index));
         self.trace.push(TraceEvent::QueueStopped(id));
         self.release_image(self.devices[device].config.image.0);
         ControlReply::VringBase { index, base }
@@ -283,7 +287,7 @@ impl Shard<'_> {
             self.leave_if_done(device);
         } else if let Some((index, _)) = self.devices[device].draining
             && index == self.queues[queue].index
-            && !self.queues[queue].ring.as_ref().is_some_and(SplitRing::is_resubmitting)
+            && !self.queues[queue].ring.as_ref().is_some_and(Ring::is_resubmitting)
         {
             self.devices[device].draining = None;
             self.devices[device].late_reply = Some(self.stopped(mem, device, queue));
@@ -306,12 +310,13 @@ impl Shard<'_> {
         regions: &RegionList,
         commit: bool,
     ) -> Result<(), ControlFault> {
-        for vring in self.devices[device].vrings.iter().filter(|vring| vring.has_queue()) {
+        let device = &self.devices[device];
+        for vring in device.vrings.iter().filter(|vring| vring.has_queue()) {
             let queue = &mut self.queues[vring.queue];
             let (Some(ring), Some(addresses)) = (&mut queue.ring, &queue.addresses) else {
                 continue;
             };
-            let rings = find_rings(regions.iter(), addresses, queue.size)?;
+            let rings = find_rings(regions.iter(), addresses, queue.size, device.packed())?;
             if commit {
                 ring.relocate(rings);
             }
@@ -337,10 +342,8 @@ impl Shard<'_> {
 
     fn holds_ring(&self, device: u32, region: RegionId) -> bool {
         let vrings = self.devices[device].vrings.iter().filter(|vring| vring.has_queue());
-        vrings.filter_map(|vring| self.queues[vring.queue].ring.as_ref()).any(|ring| {
-            let rings = ring.rings();
-            [rings.desc.0, rings.avail.0, rings.used.0].contains(&region)
-        })
+        let mut rings = vrings.filter_map(|vring| self.queues[vring.queue].ring.as_ref());
+        rings.any(|ring| ring.rings().lie_in(region))
     }
 
     /// The connection is closed: from here on nothing is published. Operations that were sent
@@ -487,4 +490,26 @@ impl Shard<'_> {
         self.devices[device].evict = true;
         self.list_device(device);
     }
+}
+
+/// A ring in the negotiated format. Size and base are looked at once more, because the features
+/// may have changed since they came.
+fn open_ring(
+    mem: &impl SharedMemory,
+    device: &Device,
+    rings: Rings,
+    size: u16,
+    base: u32,
+) -> Result<Ring, ControlFault> {
+    let event_idx = device.features().contains(BlkFeatures::EVENT_IDX);
+    if device.packed() {
+        let base = PackedBase::from_bits(base, size).ok_or(ControlFault::QueueBase)?;
+        return Ok(Ring::Packed(PackedRing::start(rings, size, base, event_idx)));
+    }
+    if !size.is_power_of_two() {
+        return Err(ControlFault::QueueSize);
+    }
+    let base = u16::try_from(base).map_err(|_| ControlFault::QueueBase)?;
+    let ring = SplitRing::start(mem, rings, size, base, event_idx);
+    ring.map(Ring::Split).map_err(|_| ControlFault::RingNotShared)
 }

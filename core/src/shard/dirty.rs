@@ -8,7 +8,7 @@ use crate::limits::SEGMENTS_MAX;
 use crate::memory::{MemoryMap, Segment, SharedMemory};
 use crate::request::Request;
 use crate::slots::{Fifo, Slots};
-use crate::virtqueue::{QueueFault, SplitRing};
+use crate::virtqueue::{QueueFault, Ring};
 
 /// Marks where the data of a request lands, if it has a landing place.
 //= spec/migration.md#MIG-3
@@ -27,11 +27,10 @@ pub(super) fn log_landing(
 pub(super) fn log_ring(
     mem: &impl SharedMemory,
     device: &Device,
-    ring: &SplitRing,
+    ring: &Ring,
 ) -> Result<(), OutOfLog> {
     let Some(log) = device.dirty_log() else { return Ok(()) };
-    let (place, len) = ring.written();
-    log.mark(mem, &device.map, place, len)
+    ring.written().into_iter().try_for_each(|(at, len)| log.mark(mem, &device.map, at, len))
 }
 
 /// Gives a batch back as [`complete::publish`] does. Everything it touches is marked before the
@@ -42,7 +41,7 @@ pub(super) fn log_ring(
 pub(super) fn publish(
     mem: &impl SharedMemory,
     device: &Device,
-    ring: &mut SplitRing,
+    ring: &mut Ring,
     inflight: &mut Option<Inflight>,
     requests: &Slots<'_, Request, 1>,
     segments: &[[Segment; SEGMENTS_MAX]],
@@ -51,7 +50,7 @@ pub(super) fn publish(
     let Some(log) = device.dirty_log() else {
         return Ok(complete::publish(mem, ring, inflight, requests, done)?);
     };
-    let mark = |ring: &SplitRing| {
+    let mark = |ring: &Ring| {
         for (slot, request) in done.iter(requests) {
             log_landing(mem, device, request, &segments[slot as usize])?;
             log_segment(mem, &device.map, log, &request.status_at)?;

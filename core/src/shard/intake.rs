@@ -10,9 +10,9 @@ use crate::placement::PgMap;
 use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Request, RequestKind};
 use crate::trace::TraceEvent;
-use crate::virtqueue::chain::walk;
+use crate::virtqueue::chain::{take_packed, walk};
 use crate::virtqueue::layout::Descriptor;
-use crate::virtqueue::{Chain, ChainToken, QueueFault, SplitRing};
+use crate::virtqueue::{Chain, QueueFault, Ring};
 
 /// How much one poll may do.
 #[derive(Clone, Copy, Debug)]
@@ -215,7 +215,7 @@ impl Shard<'_> {
         queue.broken = Some(fault);
         queue.reported = false;
         // A stop that waited for more to be taken again waits no longer than for the rest.
-        let drained = queue.live == 0 && queue.ring.as_mut().is_some_and(SplitRing::give_up);
+        let drained = queue.live == 0 && queue.ring.as_mut().is_some_and(Ring::give_up);
         if drained && !queue.publishing {
             queue.publishing = true;
             self.publishing.push(&mut self.queues, index);
@@ -256,22 +256,26 @@ impl Shard<'_> {
         let mut heads = [0; QUEUE_BATCH as usize];
         let mut firsts = [Descriptor::EMPTY; QUEUE_BATCH as usize];
         let mut fault = None;
-        let mut taken = 0;
-        for head in &mut heads[..usize::from(wanted)] {
-            match ring.take(mem) {
-                Ok(found) => *head = found,
-                Err(found) => {
-                    fault = Some(found);
-                    break;
+        let mut taken = usize::from(wanted);
+        // Where a packed chain begins is known when the one before has been taken.
+        if let Ring::Split(ring) = ring {
+            taken = 0;
+            for head in &mut heads[..usize::from(wanted)] {
+                match ring.take(mem) {
+                    Ok(found) => *head = found,
+                    Err(found) => {
+                        fault = Some(found);
+                        break;
+                    }
                 }
+                ring.prefetch_descriptor(mem, *head);
+                taken += 1;
             }
-            ring.prefetch_descriptor(mem, *head);
-            taken += 1;
-        }
-        for (head, first) in heads.iter().zip(&mut firsts).take(taken) {
-            *first = ring.descriptor(mem, *head)?;
-            if let Some(place) = device.map.translate(first.addr.get(), 1) {
-                mem.prefetch(place.segment.region(), place.segment.offset);
+            for (head, first) in heads.iter().zip(&mut firsts).take(taken) {
+                *first = ring.descriptor(mem, *head)?;
+                if let Some(place) = device.map.translate(first.addr.get(), 1) {
+                    mem.prefetch(place.segment.region(), place.segment.offset);
+                }
             }
         }
         let image = &mut self.images[device.config.image.0];
@@ -292,18 +296,28 @@ impl Shard<'_> {
         let mut count = 0;
         let mut last = None;
         for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
-            if let Some(inflight) = &mut queue.inflight
-                && let Err(gone) = inflight.mark(mem, ChainToken(head.into()))
-            {
-                // The chains before this one are requests already, and have to be counted.
-                fault = Some(gone.into());
-                break;
-            }
             let Some(slot) = self.requests.acquire() else { break };
+            let segments = &mut self.segments[slot as usize];
+            let map = &intake.device.map;
+            let chain = match ring {
+                Ring::Split(ring) => Ok(Some(walk(mem, map, ring, head, first, segments))),
+                Ring::Packed(ring) => take_packed(mem, map, ring, segments),
+            };
+            let marked = match (&mut queue.inflight, &chain) {
+                (Some(inflight), Ok(Some(chain))) => inflight.mark(mem, chain.token),
+                _ => Ok(()),
+            };
+            let chain = match (chain, marked) {
+                (Ok(Some(chain)), Ok(())) => chain,
+                // The chains before this one are requests already, and have to be counted.
+                (ended, marked) => {
+                    self.requests.release(slot);
+                    fault = ended.err().or(marked.err().map(QueueFault::from)).or(fault);
+                    break;
+                }
+            };
             count += 1;
             last = Some(slot);
-            let segments = &mut self.segments[slot as usize];
-            let chain = walk(mem, &intake.device.map, ring, head, first, segments);
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
             let accepted = intake.admit(mem, &chain, segments, ranges, request);
@@ -366,11 +380,7 @@ impl Shard<'_> {
 }
 
 /// Tells a ring's driver that its notifications are of no use.
-fn disarm(
-    mem: &impl SharedMemory,
-    device: &Device,
-    ring: &mut SplitRing,
-) -> Result<(), QueueFault> {
+fn disarm(mem: &impl SharedMemory, device: &Device, ring: &mut Ring) -> Result<(), QueueFault> {
     ring.disarm(mem)?;
     Ok(dirty::log_ring(mem, device, ring)?)
 }

@@ -33,7 +33,7 @@ use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
-use crate::virtqueue::{ChainToken, QueueFault, SplitRing};
+use crate::virtqueue::{ChainToken, QueueFault, Ring};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ pub struct Queue {
     size: u16,
     addresses: Option<RingAddresses>,
     /// There while the queue runs, drains or is broken.
-    ring: Option<SplitRing>,
+    ring: Option<Ring>,
     inflight: Option<Inflight>,
     broken: Option<QueueFault>,
     /// Whether the shell has been told that it is broken.

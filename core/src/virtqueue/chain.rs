@@ -1,6 +1,10 @@
 //! Walking a descriptor chain: one pass, each descriptor copied once, everything bounded.
 
-use zerocopy::IntoBytes;
+mod packed;
+
+pub use packed::take_packed;
+
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 use super::{ChainToken, split::SplitRing};
@@ -67,37 +71,12 @@ pub fn walk(
     first: Descriptor,
     segments: &mut [Segment; SEGMENTS_MAX],
 ) -> Chain {
-    let mut walk = Walk {
-        map,
-        segments,
-        readable: 0,
-        count: 0,
-        bytes: [0; 2],
-        regions: RegionSet::EMPTY,
-        last_writable: None,
-        fault: None,
-    };
+    let mut walk = Walk::new(map, segments);
     let mut end = walk.follow::<true>(first, ring.size(), |index| ring.descriptor(mem, index).ok());
     if let End::Table(outer) = end {
         end = walk.follow_table(mem, &outer);
     }
-    if let End::Cut(fault) = end {
-        walk.cut(fault);
-    }
-    let [readable_bytes, writable_bytes] = walk.bytes;
-    if readable_bytes + writable_bytes > u64::from(u32::MAX) {
-        walk.note(ChainFault::TooLong);
-    }
-    Chain {
-        token: ChainToken(u32::from(head)),
-        readable: walk.readable,
-        count: walk.count,
-        readable_bytes,
-        writable_bytes,
-        regions: walk.regions,
-        last_writable: walk.last_writable,
-        fault: walk.fault,
-    }
+    walk.finish(ChainToken(u32::from(head)), end)
 }
 
 /// A walk under way: what a [`Chain`] is made of.
@@ -123,7 +102,51 @@ enum End {
     Cut(ChainFault),
 }
 
-impl Walk<'_> {
+/// An indirect table whose extent makes sense.
+struct Table {
+    addr: u64,
+    count: u16,
+    /// Where it begins, if it lies in one piece.
+    whole: Option<Segment>,
+}
+
+impl<'a> Walk<'a> {
+    #[inline(always)]
+    const fn new(map: &'a MemoryMap, segments: &'a mut [Segment; SEGMENTS_MAX]) -> Self {
+        Self {
+            map,
+            segments,
+            readable: 0,
+            count: 0,
+            bytes: [0; 2],
+            regions: RegionSet::EMPTY,
+            last_writable: None,
+            fault: None,
+        }
+    }
+
+    /// The chain, when its descriptors have ended like this.
+    #[inline(always)]
+    fn finish(mut self, token: ChainToken, end: End) -> Chain {
+        if let End::Cut(fault) = end {
+            self.cut(fault);
+        }
+        let [readable_bytes, writable_bytes] = self.bytes;
+        if readable_bytes + writable_bytes > u64::from(u32::MAX) {
+            self.note(ChainFault::TooLong);
+        }
+        Chain {
+            token,
+            readable: self.readable,
+            count: self.count,
+            readable_bytes,
+            writable_bytes,
+            regions: self.regions,
+            last_writable: self.last_writable,
+            fault: self.fault,
+        }
+    }
+
     /// Follows the links of one table of so many entries, in which descriptors may stand for
     /// `TABLES` or not.
     #[inline(always)]
@@ -162,27 +185,23 @@ impl Walk<'_> {
         if outer.flags.get() & DESC_NEXT != 0 {
             self.note(ChainFault::Nested);
         }
-        let (addr, len) = (outer.addr.get(), outer.len.get());
-        let count = u16::try_from(u64::from(len) / DESC_BYTES).unwrap_or(u16::MAX);
-        let sound =
-            u64::from(len).is_multiple_of(DESC_BYTES) && (1..=QUEUE_SIZE_MAX).contains(&count);
-        let map = self.map;
-        let Some(start) = map.translate(addr, len).filter(|_| sound) else {
+        let Some(table) = self.find_table(outer.addr.get(), outer.len.get()) else {
             return End::Cut(ChainFault::BadIndirect);
         };
-        let start = start.segment;
-        if start.len == len {
-            let read = |index| {
-                let at = start.offset + DESC_BYTES * u64::from(index);
-                mem.read(start.region(), at).ok()
-            };
-            let Some(first) = read(0) else { return End::Cut(ChainFault::BadIndirect) };
-            self.follow::<false>(first, count, read)
-        } else {
-            let read = |index| read_scattered(mem, map, addr, index);
-            let Some(first) = read(0) else { return End::Cut(ChainFault::BadIndirect) };
-            self.follow::<false>(first, count, read)
-        }
+        let map = self.map;
+        let read = |index| table.entry::<Descriptor>(mem, map, index);
+        let Some(first) = read(0) else { return End::Cut(ChainFault::BadIndirect) };
+        self.follow::<false>(first, table.count, read)
+    }
+
+    /// An indirect table of `len` bytes at a guest address, unless it is none.
+    #[inline]
+    fn find_table(&self, addr: u64, len: u32) -> Option<Table> {
+        let count = u16::try_from(u64::from(len) / DESC_BYTES).ok()?;
+        let sound =
+            u64::from(len).is_multiple_of(DESC_BYTES) && (1..=QUEUE_SIZE_MAX).contains(&count);
+        let start = self.map.translate(addr, len).filter(|_| sound)?.segment;
+        Some(Table { addr, count, whole: (start.len == len).then_some(start) })
     }
 
     /// Adds one buffer. An empty one counts for nothing: its address is never looked at.
@@ -251,18 +270,35 @@ impl Walk<'_> {
     }
 }
 
-/// Copies an entry of a table that crosses a border between regions.
-fn read_scattered(
-    mem: &impl SharedMemory,
-    map: &MemoryMap,
-    table: u64,
-    index: u16,
-) -> Option<Descriptor> {
-    let mut descriptor = Descriptor::EMPTY;
-    let at = DESC_BYTES * u64::from(index);
-    for (step, byte) in (at..at + DESC_BYTES).zip(descriptor.as_mut_bytes()) {
-        let place = map.translate(table.checked_add(step)?, 1)?.segment;
-        *byte = mem.read(place.region(), place.offset).ok()?;
+impl Table {
+    /// Copies an entry.
+    #[inline(always)]
+    fn entry<D: FromBytes + IntoBytes>(
+        &self,
+        mem: &impl SharedMemory,
+        map: &MemoryMap,
+        index: u16,
+    ) -> Option<D> {
+        let at = DESC_BYTES * u64::from(index);
+        match self.whole {
+            Some(start) => mem.read(start.region(), start.offset + at).ok(),
+            None => self.scattered_entry(mem, map, at),
+        }
     }
-    Some(descriptor)
+
+    /// Copies an entry of a table that crosses a border between regions.
+    #[cold]
+    fn scattered_entry<D: FromBytes + IntoBytes>(
+        &self,
+        mem: &impl SharedMemory,
+        map: &MemoryMap,
+        at: u64,
+    ) -> Option<D> {
+        let mut descriptor = D::new_zeroed();
+        for (step, byte) in (at..at + DESC_BYTES).zip(descriptor.as_mut_bytes()) {
+            let place = map.translate(self.addr.checked_add(step)?, 1)?.segment;
+            *byte = mem.read(place.region(), place.offset).ok()?;
+        }
+        Some(descriptor)
+    }
 }

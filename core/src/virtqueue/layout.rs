@@ -1,7 +1,8 @@
-//! The split virtqueue in memory (virtio 1.2, section 2.7).
+//! Virtqueues in memory (virtio 1.2, sections 2.7 and 2.8). All fields are little-endian.
 //!
-//! Three parts at addresses of the driver's choice. The driver writes descriptors and the
-//! available ring, the device writes the used ring. All fields are little-endian.
+//! Both formats have three parts at addresses of the driver's choice. Of a split ring the driver
+//! writes descriptors and the available ring, the device writes the used ring. A packed ring is
+//! one table that both sides write, and each side says beside it when it wants to be told.
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -90,4 +91,56 @@ pub const fn avail_event_offset(size: u16) -> u64 {
     USED_RING + 8 * size as u64
 }
 
+/// One entry of a packed ring, or of an indirect table that belongs to one (section 2.8.13).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PackedDescriptor {
+    /// Guest-physical address of the buffer.
+    pub addr: U64,
+    /// Bytes in the buffer; in a used descriptor, bytes the device has written.
+    pub len: U32,
+    /// What the driver calls the chain.
+    pub id: U16,
+    /// `DESC_*` bits, of which `DESC_NEXT` has no index here.
+    pub flags: U16,
+}
+
+impl PackedDescriptor {
+    /// A descriptor of nothing.
+    pub const EMPTY: Self =
+        Self { addr: U64::ZERO, len: U32::ZERO, id: U16::ZERO, flags: U16::ZERO };
+}
+
+/// Packed: equal to the wrap counter of its place in a descriptor made available.
+pub const DESC_AVAIL: u16 = 1 << 7;
+/// Packed: equal to `DESC_AVAIL` and the wrap counter in a used descriptor.
+pub const DESC_USED: u16 = 1 << 15;
+
+/// Packed: offset in a descriptor of what a used one is filled with from there on.
+pub const PACKED_LEN: u64 = 8;
+/// Packed: offset of a descriptor's flags.
+pub const PACKED_FLAGS: u64 = 14;
+
+/// Packed: when one side wants to be told by the other (section 2.8.14).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct EventSuppression {
+    /// The place at which, its wrap counter in the highest bit.
+    pub place: U16,
+    /// One of `EVENT_*`.
+    pub flags: U16,
+}
+
+/// Event suppression: offset of the flags.
+pub const EVENT_FLAGS: u64 = 2;
+/// Event suppression: at each chain.
+pub const EVENT_ENABLE: u16 = 0;
+/// Event suppression: never.
+pub const EVENT_DISABLE: u16 = 1;
+/// Event suppression: when `place` is passed; only with event indices.
+pub const EVENT_PLACE: u16 = 2;
+/// Bytes of an event suppression.
+pub const EVENT_BYTES: u64 = size_of::<EventSuppression>() as u64;
+
 const _: () = assert!(size_of::<Descriptor>() == 16 && size_of::<UsedElement>() == 8);
+const _: () = assert!(size_of::<PackedDescriptor>() == 16 && EVENT_BYTES == 4);

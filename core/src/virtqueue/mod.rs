@@ -2,10 +2,17 @@
 
 pub mod chain;
 pub mod layout;
+pub mod packed;
+mod ids;
+pub mod ring;
 pub mod split;
 
 pub use chain::{Chain, ChainFault};
-pub use split::{Rings, SplitRing};
+pub use packed::{PackedBase, PackedRing};
+pub use ring::{Ring, Rings};
+pub use split::SplitRing;
+
+use ids::IdSet;
 
 use crate::dirty::OutOfLog;
 use crate::inflight::InflightFault;
@@ -21,12 +28,14 @@ pub struct ChainToken(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum QueueFault {
-    /// The available index moved by more than the queue holds.
+    /// More was made available than the queue holds.
     IndexJump,
-    /// An available entry names a descriptor that does not exist.
+    /// A chain's name is none: a head or a buffer id that the queue does not have.
     BadHead,
     /// A chain was made available while it was still in flight.
     HeadInFlight,
+    /// A packed chain is not available as a whole: where the next one begins is unknown.
+    BadChain,
     /// A ring no longer lies in mapped memory.
     RingUnmapped,
     /// A page was to be written that has no bit in the dirty log.

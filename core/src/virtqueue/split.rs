@@ -9,25 +9,11 @@ use super::layout::{
     AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, DESC_BYTES, Descriptor, USED_IDX, USED_NO_NOTIFY,
     USED_RING, UsedElement, avail_event_offset, used_event_offset, used_ring_bytes,
 };
-use super::{ChainToken, QueueFault, passes_event};
+use super::{ChainToken, IdSet, QueueFault, Rings, passes_event};
 use crate::inflight::{Resubmission, RingState};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
-
-/// Where the three parts of a ring lie, each wholly inside one region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Rings {
-    /// Descriptor table.
-    pub desc: (RegionId, u64),
-    /// Available ring.
-    pub avail: (RegionId, u64),
-    /// Used ring.
-    pub used: (RegionId, u64),
-}
-
-const HEAD_WORDS: usize = QUEUE_SIZE_MAX as usize / 64;
 
 /// The device's side of one running split virtqueue.
 #[derive(Clone, Debug)]
@@ -42,7 +28,7 @@ pub struct SplitRing {
     /// The next used entry to write. Private: what the used ring says is never read back.
     next_used: u16,
     /// Heads taken and not yet given back.
-    in_flight: [u64; HEAD_WORDS],
+    in_flight: IdSet,
     /// Those of them that an earlier daemon took: they are taken again before anything new.
     again: Resubmission,
     /// Whether nothing new is taken.
@@ -72,7 +58,7 @@ impl SplitRing {
             next_avail: base,
             seen_avail: base,
             next_used,
-            in_flight: [0; HEAD_WORDS],
+            in_flight: IdSet::EMPTY,
             again: Resubmission::new(),
             closed: false,
         })
@@ -94,8 +80,8 @@ impl SplitRing {
     //= spec/recovery.md#REC-5
     //= spec/recovery.md#REC-6
     pub fn resubmit(&mut self, again: Resubmission) {
-        for head in &again {
-            self.in_flight[usize::from(head / 64)] |= 1 << (head % 64);
+        for &head in &again {
+            self.in_flight.insert(head);
         }
         #[expect(clippy::cast_possible_truncation, reason = "no more than there are heads")]
         let taken = again.len() as u16;
@@ -203,11 +189,9 @@ impl SplitRing {
         if head >= self.size {
             return Err(QueueFault::BadHead);
         }
-        let (word, bit) = (usize::from(head / 64), 1 << (head % 64));
-        if self.in_flight[word] & bit != 0 {
+        if !self.in_flight.insert(head) {
             return Err(QueueFault::HeadInFlight);
         }
-        self.in_flight[word] |= bit;
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(head)
     }
@@ -285,10 +269,7 @@ impl SplitRing {
     /// Lets a head that was given back come again.
     #[inline]
     pub fn forget(&mut self, token: ChainToken) {
-        let head = token.0;
-        if let Some(word) = self.in_flight.get_mut(head as usize / 64) {
-            *word &= !(1 << (head % 64));
-        }
+        self.in_flight.remove(u16::try_from(token.0).unwrap_or(u16::MAX));
     }
 
     /// Whether the driver wants to hear of the last `count` used entries. The caller has put a

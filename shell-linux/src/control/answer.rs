@@ -38,9 +38,9 @@ pub(super) fn config_changed(channel: BorrowedFd<'_>) -> rustix::io::Result<()> 
 }
 
 /// Says where a stopped ring stands.
-pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u16) -> rustix::io::Result<()> {
+pub(super) fn vring_base(stream: &UnixStream, index: u16, base: u32) -> rustix::io::Result<()> {
     let [a, b, c, d] = u32::from(index).to_ne_bytes();
-    let [e, f, g, h] = u32::from(base).to_ne_bytes();
+    let [e, f, g, h] = base.to_ne_bytes();
     send(stream, GET_VRING_BASE, [a, b, c, d, e, f, g, h])
 }
 
@@ -61,19 +61,20 @@ pub(super) fn negotiation(
     messages
 }
 
-/// Hands an inflight region out, from its first byte on, for `(queues, size)` as they were asked.
+/// Hands an inflight region out, from its first byte on, or none of 0 bytes, for `(queues, size)`
+/// as they were asked.
 pub(super) fn inflight(
     stream: &UnixStream,
     request: Header,
     bytes: u64,
     (queues, size): (u16, u16),
-    region: BorrowedFd<'_>,
+    region: Option<BorrowedFd<'_>>,
 ) -> rustix::io::Result<()> {
     let mut body = [0; 24];
     body[..8].copy_from_slice(&bytes.to_ne_bytes());
     body[16..18].copy_from_slice(&queues.to_ne_bytes());
     body[18..20].copy_from_slice(&size.to_ne_bytes());
-    send_with(stream, request, &body, &[region])
+    send_with(stream, request, &body, region.as_slice())
 }
 
 fn send(stream: &UnixStream, request: Header, body: [u8; 8]) -> rustix::io::Result<()> {

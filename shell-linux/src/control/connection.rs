@@ -234,9 +234,10 @@ impl<'e> Connection<'e> {
         };
         let bytes =
             self.handler.number(ControlEvent::GetInflight { queues, size }).map_err(refused)?;
-        let region = sealed_region(bytes).map_err(End::Socket)?;
-        answer::inflight(&self.stream, header, bytes, (queues, size), region.as_fd())
-            .map_err(End::Socket)
+        // No bytes are no region.
+        let region = (bytes > 0).then(|| sealed_region(bytes)).transpose().map_err(End::Socket)?;
+        let fd = region.as_ref().map(AsFd::as_fd);
+        answer::inflight(&self.stream, header, bytes, (queues, size), fd).map_err(End::Socket)
     }
 
     /// Takes the channel on which the device may speak.
@@ -276,7 +277,7 @@ impl<'e> Connection<'e> {
 
     /// Gives a stop its answer.
     //= spec/vhost-user.md#VHU-9
-    pub(super) fn stopped(&mut self, index: u16, base: u16) -> Result<(), End> {
+    pub(super) fn stopped(&mut self, index: u16, base: u32) -> Result<(), End> {
         if !std::mem::take(&mut self.stopping) {
             return Ok(());
         }

@@ -195,7 +195,7 @@ impl<'e> Front<'e> {
     }
 
     /// Gives the answer to a stop, and goes on.
-    pub(super) fn stopped(&mut self, index: u16, base: u16) {
+    pub(super) fn stopped(&mut self, index: u16, base: u32) {
         if let Client::Connected(connection, _) = &mut self.client
             && let Err(end) = connection.stopped(index, base)
         {

@@ -164,7 +164,7 @@ impl<'e> Handler<'e> {
     }
 
     /// A ring has stopped there and then.
-    pub(super) fn note_stopped(&self, index: u16, base: u16) {
+    pub(super) fn note_stopped(&self, index: u16, base: u32) {
         self.disk.park(|parked| parked.stopped(index, base));
     }
 

@@ -179,7 +179,7 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         match self.ask(event, Vec::new(), None).map_err(|error| self.close(error))? {
             ControlReply::VringBase { index, base } => {
                 self.note_stopped(index, base);
-                Ok(VhostUserVringState::new(index.into(), base.into()))
+                Ok(VhostUserVringState::new(index.into(), base))
             }
             ControlReply::Deferred => Err(self.defer()),
             _ => Err(self.close(Error::BackendInternalError)),

@@ -25,7 +25,7 @@ const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::INFLIGHT_SHMFD);
 
-/// Device features that the driver knows what to do with.
+/// Device features that the driver uses if the back end has them.
 const KNOWN: BlkFeatures = BlkFeatures::SEG_MAX
     .union(BlkFeatures::RO)
     .union(BlkFeatures::BLK_SIZE)
@@ -50,14 +50,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, negotiates everything both sides know except `without`, and reads the
-    /// configuration space.
+    /// Connects, negotiates everything both sides know, of packed rings only if they are in
+    /// `also`, and reads the configuration space.
     ///
     /// # Errors
     /// When nobody listens, or the other side is no virtio-blk device of version 1.
-    pub fn open(path: &Path, without: BlkFeatures) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, also: BlkFeatures) -> anyhow::Result<Self> {
         let (socket, offered) = hello(path)?;
-        let features = offered & KNOWN & !without;
+        let features = offered & (KNOWN | also);
         ensure!(features.contains(BlkFeatures::VERSION_1), "the device is older than virtio 1.0");
         let has_protocol = features.contains(BlkFeatures::PROTOCOL_FEATURES);
         ensure!(has_protocol, "the back end negotiates no protocol features");
@@ -162,12 +162,13 @@ impl Connection {
     }
 
     /// Has a region made that keeps what is in flight in so many queues of so many entries;
-    /// `None` when the back end does not track that.
+    /// `None` when the back end does not track that, or not for packed rings.
     ///
     /// # Errors
     /// When the back end fails to make one.
     pub fn make_inflight(&self, queues: u16, size: u16) -> anyhow::Result<Option<InflightRegion>> {
-        if !self.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+        let packed = self.features.contains(BlkFeatures::RING_PACKED);
+        if packed || !self.protocol.contains(Protocol::INFLIGHT_SHMFD) {
             return Ok(None);
         }
         let wish = VhostUserInflight::new(0, 0, queues, size);
@@ -187,19 +188,19 @@ impl Connection {
         self.socket.tell(FrontendReq::SET_INFLIGHT_FD, region.describe().as_slice(), &fds)
     }
 
-    /// Starts a queue. A fresh one begins at `base` 0; one that ran on an earlier connection goes
-    /// on at the used index, as QEMU does it.
+    /// Starts a queue. A fresh one begins at its layout's base; a split one that ran on an earlier
+    /// connection goes on at the used index, as QEMU does it.
     ///
     /// # Errors
     /// When the back end refuses it.
-    pub fn start(&self, memory: &GuestMemory, queue: &Wires, base: u16) -> anyhow::Result<()> {
+    pub fn start(&self, memory: &GuestMemory, queue: &Wires, base: u32) -> anyhow::Result<()> {
         let Wires { index, layout, kick, call } = queue;
         let index = u32::from(*index);
-        let state = |request, value: u16| {
-            let state = VhostUserVringState::new(index, value.into());
+        let state = |request, value: u32| {
+            let state = VhostUserVringState::new(index, value);
             self.socket.tell(request, state.as_slice(), &[])
         };
-        state(FrontendReq::SET_VRING_NUM, layout.size)?;
+        state(FrontendReq::SET_VRING_NUM, layout.size.into())?;
         state(FrontendReq::SET_VRING_BASE, base)?;
         let [desc, used, avail] =
             [layout.desc, layout.used, layout.avail].map(|at| memory.user(at));

@@ -167,8 +167,8 @@ impl Parked {
     }
 
     /// Takes in that a ring has stopped.
-    pub fn stopped(&mut self, index: u16, base: u16) {
-        self.record.stopped(index.into(), base.into());
+    pub fn stopped(&mut self, index: u16, base: u32) {
+        self.record.stopped(index.into(), base);
         self.changed = true;
     }
 

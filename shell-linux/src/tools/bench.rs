@@ -118,7 +118,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the disk cannot be used as asked, or is gone before the end.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let connection = connect(&args.target.socket_path, BlkFeatures::empty())?;
+    let connection = connect(&args.target.socket_path, args.target.packed)?;
     let block_bytes = 512 * connection.block_sectors();
     ensure!(
         args.bs > 0 && args.bs.is_multiple_of(block_bytes),
@@ -278,6 +278,7 @@ fn report(args: &Args, found: &Found, waited_ns: u64) -> Report {
         bs: args.bs,
         depth: args.depth,
         queues: args.queues,
+        packed: args.target.packed,
         wait: args.wait,
         seconds,
         iops: iops.round(),

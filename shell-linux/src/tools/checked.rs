@@ -205,6 +205,7 @@ impl<'a> Checked<'a> {
             buffers: &request.buffers,
             ranges: if matches!(what, What::Zero | What::Discard) { &range } else { &[] },
             shape,
+            silent: false,
         };
         let tag = self.queue.driver.add(&self.mem, &spec).context("the ring is full")?;
         self.slots[usize::from(tag.0)] = slot;

@@ -100,7 +100,7 @@ fn introduce(image: &Path, socket: &Path) {
     println!();
     println!("Or give it to a guest:");
     println!("  qemu-system-x86_64 \\");
-    for line in qemu_args::lines(socket, "1G", 1) {
+    for line in qemu_args::lines(socket, "1G", 1, false) {
         println!("    {line}");
     }
     println!();

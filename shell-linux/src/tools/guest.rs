@@ -37,11 +37,15 @@ pub(super) struct Guest {
 }
 
 /// Tries for two seconds: a daemon that starts has a socket before it listens.
-pub(super) fn connect(path: &Path, without: BlkFeatures) -> anyhow::Result<Connection> {
+pub(super) fn connect(path: &Path, packed: bool) -> anyhow::Result<Connection> {
+    let also = if packed { BlkFeatures::RING_PACKED } else { BlkFeatures::empty() };
     let give_up = Instant::now() + Duration::from_secs(2);
     loop {
-        match Connection::open(path, without) {
-            Ok(connection) => return Ok(connection),
+        match Connection::open(path, also) {
+            Ok(connection) => {
+                ensure!(connection.features().contains(also), "the device has no packed rings");
+                return Ok(connection);
+            }
             Err(error) if Instant::now() > give_up => return Err(error),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
@@ -55,7 +59,9 @@ impl Guest {
         ensure!((1..=most).contains(&wish.queues), "the device has {most} queues");
         ensure!(wish.depth > 0, "a depth of at least 1 is needed");
         let entries = u32::from(wish.depth) * u32::from(wish.descriptors);
-        let size = u16::try_from(entries.next_power_of_two().max(128)).unwrap_or(u16::MAX);
+        let packed = connection.features().contains(BlkFeatures::RING_PACKED);
+        let entries = if packed { entries } else { entries.next_power_of_two() };
+        let size = u16::try_from(entries.max(128)).unwrap_or(u16::MAX);
         ensure!(
             size <= QUEUE_SIZE_MAX,
             "{} requests of {} descriptors do not fit into a ring of {QUEUE_SIZE_MAX}",
@@ -68,7 +74,8 @@ impl Guest {
         let mut layouts = Vec::new();
         let mut end = 0;
         for _ in 0..wish.queues {
-            let layout = Layout::new(REGION, GUEST, end, size, wish.table_entries);
+            let new = if packed { Layout::packed } else { Layout::new };
+            let layout = new(REGION, GUEST, end, size, wish.table_entries);
             end = layout.end().next_multiple_of(4096);
             layouts.push(layout);
         }
@@ -86,7 +93,7 @@ impl Guest {
         for (index, layout) in (0..).zip(layouts) {
             let queue = Queue::new(&mem, index, layout, event_idx)?;
             connection
-                .start(&memory, queue.wires(), 0)
+                .start(&memory, queue.wires(), layout.base())
                 .with_context(|| format!("starting queue {index}"))?;
             queues.push(queue);
         }
@@ -107,7 +114,7 @@ impl Guest {
         }
         connection.share(&self.memory)?;
         for wires in wires {
-            connection.start(&self.memory, wires, wires.used_index(mem)?)?;
+            connection.start(&self.memory, wires, wires.used_index(mem)?.into())?;
         }
         Ok(connection)
     }
@@ -130,6 +137,10 @@ pub(super) struct Target {
     /// Socket of the disk: any vhost-user-blk back end.
     #[arg(long, value_name = "PATH")]
     pub(super) socket_path: PathBuf,
+
+    /// Use packed rings.
+    #[arg(long)]
+    pub(super) packed: bool,
 
     /// Write without asking what is on the disk.
     #[arg(long)]

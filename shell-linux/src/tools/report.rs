@@ -11,6 +11,7 @@ pub(super) struct Report {
     pub(super) bs: u64,
     pub(super) depth: u16,
     pub(super) queues: u16,
+    pub(super) packed: bool,
     pub(super) wait: Wait,
     pub(super) seconds: f64,
     pub(super) iops: f64,

@@ -48,6 +48,10 @@ pub struct Args {
     #[arg(long)]
     yes: bool,
 
+    /// Use packed rings.
+    #[arg(long, conflicts_with_all = ["kills", "reconnect"])]
+    packed: bool,
+
     /// When the connection ends, go on with whoever listens next, as a virtual machine does.
     #[arg(long)]
     reconnect: bool,
@@ -101,6 +105,7 @@ struct Report {
     size_bytes: u64,
     queues: u16,
     depth: u16,
+    packed: bool,
     seconds: f64,
     reconnects: u32,
     #[serde(flatten)]
@@ -125,7 +130,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (Some(victim), _) => victim.socket(),
         (None, path) => path.clone().context("--socket-path is missing")?,
     };
-    let connection = connect(&socket_path, BlkFeatures::empty())?;
+    let connection = connect(&socket_path, args.packed)?;
     ensure!(!connection.features().contains(BlkFeatures::RO), "the disk is read-only");
     let sectors = connection.capacity_sectors().min(args.size_limit / 512);
     ensure!(sectors >= connection.block_sectors(), "the disk is smaller than one block");
@@ -174,6 +179,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         size_bytes: area.sectors * 512,
         queues: args.queues,
         depth: args.depth,
+        packed: args.packed,
         seconds: begin.elapsed().as_secs_f64(),
         reconnects,
         kills,

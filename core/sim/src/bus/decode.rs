@@ -88,13 +88,32 @@ struct Buffers {
     tables: Vec<Extent>,
 }
 
-/// Reads the chain at `head` of the table `desc`. Only the chains of legal guests are understood.
+/// Where a chain's descriptors are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Linked, from the head on, in this table.
+    Split {
+        /// The descriptor table.
+        table: Extent,
+        /// The first of them.
+        head: u16,
+    },
+    /// These, one behind the other.
+    Packed(Vec<Extent>),
+}
+
+/// Reads a chain. Only the chains of legal guests are understood.
 ///
 /// # Panics
 /// When the chain's structure is not legal.
 #[must_use]
-pub fn decode(ram: &Ram, guest: u32, desc: Extent, head: u16, disk: &Disk) -> Live {
-    let Buffers { readable, writable, tables } = walk(ram, guest, desc, head);
+pub fn decode(ram: &Ram, guest: u32, source: &Source, disk: &Disk) -> Live {
+    let mut found = Buffers { readable: Vec::new(), writable: Vec::new(), tables: Vec::new() };
+    match source {
+        Source::Split { table, head } => found.follow(ram, guest, *table, *head),
+        Source::Packed(row) => found.read_row(ram, guest, row),
+    }
+    let Buffers { readable, writable, tables } = found;
     let bytes = |extents: &[Extent]| extents.iter().map(|e| e.len as u64).sum::<u64>();
     let status = writable.last().map(|last| last.part(last.len - 1, 1));
     let mut grants: Vec<(Extent, u8)> = tables.iter().map(|&table| (table, ONCE)).collect();
@@ -207,33 +226,62 @@ fn judge_ranges(
     Ok(())
 }
 
-fn walk(ram: &Ram, guest: u32, desc: Extent, head: u16) -> Buffers {
-    let mut found = Buffers { readable: Vec::new(), writable: Vec::new(), tables: Vec::new() };
-    let mut table = vec![desc];
-    let mut index = usize::from(head);
-    for _ in 0..1 << 16 {
-        let entry = first(&skip(&table, 16 * index), 16);
-        let bytes: [u8; 16] = gather(ram, &entry).try_into().expect("a descriptor");
-        found.tables.extend(entry);
-        let address = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
-        let len = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes")) as usize;
-        let flags = u16::from_le_bytes([bytes[12], bytes[13]]);
-        if flags & DESC_INDIRECT != 0 {
-            table = ram.find(guest, address, len).expect("a table in memory");
-            index = 0;
-            continue;
-        }
+/// Address, length, flags, and the last two bytes of what they are in either format.
+fn fields(ram: &Ram, entry: &[Extent]) -> (u64, usize, [u16; 2]) {
+    let bytes: [u8; 16] = gather(ram, entry).try_into().expect("a descriptor");
+    let address = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    let len = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes")) as usize;
+    let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    (address, len, [word(12), word(14)])
+}
+
+impl Buffers {
+    fn add(&mut self, ram: &Ram, guest: u32, address: u64, len: usize, flags: u16) {
         if len > 0 {
             let buffer = ram.find(guest, address, len).expect("a buffer in memory");
             let writes = flags & DESC_WRITE != 0;
-            if writes { &mut found.writable } else { &mut found.readable }.extend(buffer);
+            if writes { &mut self.writable } else { &mut self.readable }.extend(buffer);
         }
-        if flags & DESC_NEXT == 0 {
-            return found;
-        }
-        index = usize::from(u16::from_le_bytes([bytes[14], bytes[15]]));
     }
-    panic!("a legal guest's chain has an end");
+
+    fn follow(&mut self, ram: &Ram, guest: u32, desc: Extent, head: u16) {
+        let mut table = vec![desc];
+        let mut index = usize::from(head);
+        for _ in 0..1 << 16 {
+            let entry = first(&skip(&table, 16 * index), 16);
+            let (address, len, [flags, next]) = fields(ram, &entry);
+            self.tables.extend(entry);
+            if flags & DESC_INDIRECT != 0 {
+                table = ram.find(guest, address, len).expect("a table in memory");
+                index = 0;
+                continue;
+            }
+            self.add(ram, guest, address, len, flags);
+            if flags & DESC_NEXT == 0 {
+                return;
+            }
+            index = usize::from(next);
+        }
+        panic!("a legal guest's chain has an end");
+    }
+
+    /// The ring's own descriptors are the ring's to grant.
+    fn read_row(&mut self, ram: &Ram, guest: u32, row: &[Extent]) {
+        for &entry in row {
+            let (address, len, [_, flags]) = fields(ram, &[entry]);
+            if flags & DESC_INDIRECT == 0 {
+                self.add(ram, guest, address, len, flags);
+                continue;
+            }
+            let table = ram.find(guest, address, len).expect("a table in memory");
+            for index in 0..len / 16 {
+                let entry = first(&skip(&table, 16 * index), 16);
+                let (address, len, [_, flags]) = fields(ram, &entry);
+                self.add(ram, guest, address, len, flags);
+            }
+            self.tables.extend(table);
+        }
+    }
 }
 
 /// Copies what lies in several places.

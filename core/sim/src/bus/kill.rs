@@ -1,8 +1,8 @@
 //! What stays of the rings when the device is killed, and what its successor has to know.
 
-use super::decode::{Live, decode};
+use super::decode::{Live, Source, decode};
 use super::ram::{Extent, Ram};
-use super::{Bus, silence};
+use super::{Bus, Side, silence};
 use crate::crash::in_flight;
 use crate::log::Violation;
 
@@ -21,14 +21,16 @@ impl Bus {
     pub fn take_over(&mut self, ram: &Ram, who: (u32, u16), area: Option<Extent>) {
         let Some(ring) = self.rings.get_mut(&who).filter(|ring| ring.killed) else { return };
         ring.killed = false;
+        // Packed rings are not tracked, and their worlds see no kills.
+        let Side::Split(side) = &mut ring.side else { return };
         let heads =
-            area.map_or_else(|| Ok(Vec::new()), |area| in_flight(ram.bytes(area), ring.returned));
+            area.map_or_else(|| Ok(Vec::new()), |area| in_flight(ram.bytes(area), side.returned()));
         let mut found = Vec::new();
         let heads = heads.unwrap_or_else(|what| {
             found.push(what);
             Vec::new()
         });
-        let disk = self.disks.get(&ring.guest).copied().unwrap_or_default();
+        let disk = self.disks.get(&ring.frame.guest).copied().unwrap_or_default();
         for (&head, live) in &mut ring.live {
             let marked = heads.contains(&head);
             if marked && !live.fetched {
@@ -37,13 +39,14 @@ impl Bus {
             if live.sent && !marked && area.is_some() {
                 found.push(format!("{head} was sent and is not in flight"));
             }
-            let fresh = decode(ram, ring.guest, ring.desc, head, &disk);
+            let source = Source::Split { table: ring.frame.desc, head };
+            let fresh = decode(ram, ring.frame.guest, &source, &disk);
             *live = Live { fetched: marked, before: live.before.clone(), ..fresh };
         }
         if let Some(head) = heads.iter().find(|head| !ring.live.contains_key(head)) {
             found.push(format!("{head} is in flight and nobody waits for it"));
         }
-        ring.fetched = ring.returned.wrapping_add(u16::try_from(heads.len()).unwrap_or(0));
+        side.take_over(heads.len());
         self.found.extend(found.into_iter().map(|what| Violation {
             invariant: "I13",
             what: format!("{who:?} after a kill: {what}"),

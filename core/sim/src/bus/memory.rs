@@ -205,9 +205,7 @@ impl Inner {
         let Pending { to, bytes, .. } = self.pending.remove(index);
         self.check_write(to, "becomes visible");
         self.ram.bytes_mut(to).copy_from_slice(&bytes[..to.len]);
-        if to.len == 2 {
-            self.bus.device_stored(&mut self.ram, to.chunk, to.at);
-        }
+        self.bus.device_stored(&mut self.ram, to);
     }
 
     fn check_read(&mut self, from: Extent) {
@@ -264,10 +262,8 @@ impl SharedMemory for WatchedMemory {
             return Ok(value);
         }
         inner.check_read(from);
-        if from.len == 2 {
-            let Inner { ram, bus, .. } = &mut *inner;
-            bus.device_read(ram, from.chunk, from.at);
-        }
+        let Inner { ram, bus, .. } = &mut *inner;
+        bus.device_read(ram, from);
         Ok(value)
     }
 
@@ -296,7 +292,8 @@ impl SharedMemory for WatchedMemory {
             return Ok(value);
         }
         inner.check_read(from);
-        inner.bus.device_acquired(from.chunk, from.at, value);
+        let Inner { ram, bus, .. } = &mut *inner;
+        bus.device_acquired(ram, from, value);
         Ok(value)
     }
 

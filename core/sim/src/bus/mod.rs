@@ -10,41 +10,68 @@ mod kill;
 pub mod decode;
 pub mod memory;
 pub mod parts;
+mod split;
+mod packed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_core::virtqueue::layout::{
-    AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, USED_IDX, USED_RING, avail_event_offset,
-    used_event_offset,
-};
-
+use crate::driver::Layout;
 use crate::log::{Violation, Who};
-use decode::{Disk, Live, decode};
+use decode::{Disk, Live, Source, decode};
 use judge::judge;
-use ram::{Extent, ONCE, READ, Ram, WRITE};
+use packed::Packed;
+use ram::{Extent, Ram};
+use split::Split;
 
-/// One ring under observation.
-#[derive(Debug)]
-pub struct Ring {
+/// What stays the same of a ring.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
     guest: u32,
     size: u16,
     desc: Extent,
     avail: Extent,
     used: Extent,
     event_idx: bool,
+}
+
+/// Where its two sides stand.
+#[derive(Debug)]
+enum Side {
+    Split(Split),
+    Packed(Packed),
+}
+
+/// The same call for whichever format it is.
+macro_rules! either {
+    ($self:expr, $side:ident => $call:expr) => {
+        match $self {
+            Side::Split($side) => $call,
+            Side::Packed($side) => $call,
+        }
+    };
+}
+
+/// An invariant, and how it is broken.
+type Fault = (&'static str, String);
+
+/// A chain that the driver has got back.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    id: u32,
+    len: u32,
+}
+
+/// One ring under observation.
+#[derive(Debug)]
+pub struct Ring {
+    frame: Frame,
+    side: Side,
     running: bool,
     /// Whether it ran when the device was killed, and has not been started since.
     killed: bool,
     /// Whether the device may take new chains.
     pub enabled: bool,
-    /// The driver's index, as the driver last set it, and as the device last loaded it.
-    offered: u16,
-    acquired: u16,
-    /// The next available entry that the device has to take.
-    fetched: u16,
-    /// The used index that the driver can see.
-    returned: u16,
-    /// Chains that the driver has made available and not got back, by head.
+    /// Chains that the driver has made available and not got back, by head or buffer id.
     pub live: BTreeMap<u16, Live>,
     /// Whether the driver has to be notified.
     owed: bool,
@@ -57,12 +84,46 @@ pub struct Ring {
 impl Ring {
     /// Whether chains wait that the device has not taken.
     #[must_use]
-    pub const fn has_waiting(&self) -> bool {
-        self.offered != self.fetched
+    pub fn has_waiting(&self) -> bool {
+        either!(&self.side, side => side.has_waiting())
     }
 
-    fn slot(&self, base: u64, entry_bytes: u64, index: u16) -> u64 {
-        base + entry_bytes * u64::from(index & (self.size - 1))
+    fn offers(&self, chunk: usize, spot: usize) -> bool {
+        match self.side {
+            Side::Split(_) => Split::offers(&self.frame, chunk, spot),
+            Side::Packed(_) => Packed::offers(&self.frame, chunk, spot),
+        }
+    }
+
+    fn takes(&self, from: Extent) -> bool {
+        match self.side {
+            Side::Split(_) => Split::takes(&self.frame, from),
+            Side::Packed(_) => Packed::takes(&self.frame, from),
+        }
+    }
+
+    fn gives(&self, to: Extent) -> bool {
+        match self.side {
+            Side::Split(_) => Split::gives(&self.frame, to),
+            Side::Packed(_) => Packed::gives(&self.frame, to),
+        }
+    }
+
+    /// The driver has made a chain available.
+    fn offer(&mut self, ram: &mut Ram, name: u16, source: &Source, live: Live) {
+        let under_way = self.live.len();
+        if self.running {
+            grant_chain(ram, &live);
+        }
+        match &mut self.side {
+            Side::Split(side) => side.offer(ram, &self.frame, self.running, under_way),
+            Side::Packed(side) => side.offer(ram, &self.frame, self.running, name, source),
+        }
+        assert!(self.live.insert(name, live).is_none(), "a legal driver reuses no live name");
+    }
+
+    fn base(&self) -> u32 {
+        either!(&self.side, side => side.base(&self.frame))
     }
 }
 
@@ -86,21 +147,19 @@ pub struct Bus {
 
 impl Bus {
     /// A driver has laid a ring out, empty, at these places.
-    pub fn add(&mut self, who: (u32, u16), size: u16, [desc, avail, used]: [Extent; 3]) {
+    pub fn add(&mut self, who: (u32, u16), layout: &Layout, [desc, avail, used]: [Extent; 3]) {
+        let frame = Frame { guest: who.0, size: layout.size, desc, avail, used, event_idx: false };
+        let side = if layout.packed {
+            Side::Packed(Packed::default())
+        } else {
+            Side::Split(Split::default())
+        };
         let ring = Ring {
-            guest: who.0,
-            size,
-            desc,
-            avail,
-            used,
-            event_idx: false,
+            frame,
+            side,
             running: false,
             killed: false,
             enabled: false,
-            offered: 0,
-            acquired: 0,
-            fetched: 0,
-            returned: 0,
             live: BTreeMap::new(),
             owed: false,
             ready: false,
@@ -114,32 +173,16 @@ impl Bus {
     //= spec/recovery.md#REC-8
     pub fn start(&mut self, ram: &mut Ram, who: (u32, u16), event_idx: bool, enabled: bool) {
         let Some(ring) = self.rings.get_mut(&who) else { return };
-        let size = ring.size;
-        (ring.running, ring.enabled, ring.event_idx) = (true, enabled, event_idx);
-        ring.acquired = ring.fetched;
+        (ring.running, ring.enabled, ring.frame.event_idx) = (true, enabled, event_idx);
         (ring.ready, ring.overtaken, ring.owed) = (true, 0, true);
-        ram.grant(at(ring.avail, 0, 4), READ);
-        ram.grant(at(ring.avail, used_event_offset(size), 2), READ);
-        ram.grant(at(ring.used, 0, 4), WRITE);
-        ram.grant(at(ring.used, USED_IDX, 2), ONCE);
-        ram.grant(at(ring.used, avail_event_offset(size), 2), WRITE);
-        // What was taken before a kill is in no entry of the available ring any more.
-        let taken = ring.live.values().filter(|live| live.fetched);
-        let mut slot = ring.returned;
-        for live in taken {
-            expose(ram, ring, slot, live);
-            slot = slot.wrapping_add(1);
-        }
-        let mut waiting = ring.fetched;
-        while waiting != ring.offered {
-            let head = ram.u16(ring.avail, ring.slot(AVAIL_RING, 2, waiting));
-            offer(ram, ring, waiting, slot, head);
-            (waiting, slot) = (waiting.wrapping_add(1), slot.wrapping_add(1));
-        }
+        // What was taken before a kill is no more among what waits.
+        let taken = ring.live.values().filter(|live| live.fetched).count();
+        either!(&mut ring.side, side => side.start(ram, &ring.frame, taken));
+        ring.live.values().for_each(|live| grant_chain(ram, live));
     }
 
     /// The device has said that a ring no longer runs, and where it stands.
-    pub fn stop(&mut self, ram: &mut Ram, who: (u32, u16), base: Option<u16>) {
+    pub fn stop(&mut self, ram: &mut Ram, who: (u32, u16), base: u32) {
         let Some(ring) = self.rings.get_mut(&who) else { return };
         let taken: Vec<u16> =
             ring.live.iter().filter(|(_, live)| live.fetched).map(|(&head, _)| head).collect();
@@ -147,8 +190,8 @@ impl Bus {
             let what = format!("{who:?} stopped with heads {taken:?} under way");
             self.found.push(Violation { invariant: "I27", what });
         }
-        if base.is_some_and(|base| base != ring.fetched) {
-            let what = format!("{who:?} stopped at {base:?}, taken up to {}", ring.fetched);
+        if base != ring.base() {
+            let what = format!("{who:?} stopped at {base:#x} instead of {:#x}", ring.base());
             self.found.push(Violation { invariant: "I03", what });
         }
         silence(ram, ring);
@@ -161,62 +204,54 @@ impl Bus {
         }
     }
 
-    /// The driver has stored two bytes, perhaps its index.
+    /// The driver has stored two bytes, perhaps those that make chains available.
     pub fn driver_stored(&mut self, ram: &mut Ram, chunk: usize, spot: usize) {
-        let hit = |ring: &&mut Ring| at(ring.avail, AVAIL_IDX, 1).position(chunk, spot).is_some();
+        let hit = |ring: &&mut Ring| ring.offers(chunk, spot);
         let Some(ring) = self.rings.values_mut().find(hit) else { return };
-        let index = ram.u16(ring.avail, AVAIL_IDX);
-        let disk = self.disks.get(&ring.guest).copied().unwrap_or_default();
-        if ring.offered == ring.fetched && index != ring.offered {
+        let disk = self.disks.get(&ring.frame.guest).copied().unwrap_or_default();
+        let waited = ring.has_waiting();
+        loop {
+            let offer = either!(&ring.side, side => side.next_offer(ram, &ring.frame));
+            let Some((name, source)) = offer else { break };
+            let live = decode(ram, ring.frame.guest, &source, &disk);
+            ring.offer(ram, name, &source, live);
+        }
+        if !waited && ring.has_waiting() {
             (ring.ready, ring.overtaken) = (true, 0);
         }
-        while ring.offered != index {
-            let head = ram.u16(ring.avail, ring.slot(AVAIL_RING, 2, ring.offered));
-            let live = decode(ram, ring.guest, ring.desc, head, &disk);
-            let outstanding = u16::try_from(ring.live.len()).unwrap_or(u16::MAX);
-            let slot = ring.returned.wrapping_add(outstanding);
-            assert!(ring.live.insert(head, live).is_none(), "a legal driver reuses no live head");
-            if ring.running {
-                offer(ram, ring, ring.offered, slot, head);
-            }
-            ring.offered = ring.offered.wrapping_add(1);
-        }
     }
 
-    /// The device loads an index: what it finds it may use.
-    pub fn device_acquired(&mut self, chunk: usize, spot: usize, value: u16) {
+    /// The device loads two bytes with acquire: what it finds it may use.
+    pub fn device_acquired(&mut self, ram: &Ram, from: Extent, value: u16) {
         for ring in self.rings.values_mut() {
-            if at(ring.avail, AVAIL_IDX, 1).position(chunk, spot).is_some() {
-                ring.acquired = value;
+            match &mut ring.side {
+                Side::Split(side) => side.acquire(&ring.frame, from, value),
+                Side::Packed(side) => side.acquire(ram, &ring.frame, from),
             }
         }
     }
 
-    /// The device reads two bytes, perhaps an available entry.
-    pub fn device_read(&mut self, ram: &Ram, chunk: usize, spot: usize) {
-        let who = self.rings.iter().find_map(|(&who, ring)| {
-            let entries = at(ring.avail, AVAIL_RING, 2 * usize::from(ring.size));
-            entries.position(chunk, spot).map(|position| (who, position))
-        });
-        let Some((who, position)) = who else { return };
+    /// The device reads, perhaps to take a chain.
+    pub fn device_read(&mut self, ram: &mut Ram, from: Extent) {
+        let Some(who) = self.rings.iter().find_map(|(&who, ring)| ring.takes(from).then_some(who))
+        else {
+            return;
+        };
         let others = self.rings.len();
         let Some(ring) = self.rings.get_mut(&who) else { return };
-        let found = &mut self.found;
-        let mut fault = |invariant, what: String| found.push(Violation { invariant, what });
-        if position / 2 != usize::from(ring.fetched & (ring.size - 1)) {
-            fault("I03", format!("{who:?} takes entry {} out of turn", position / 2));
-        }
-        if ring.acquired.wrapping_sub(ring.fetched).wrapping_sub(1) >= ring.size {
-            fault("I05", format!("{who:?} takes entry {} before its index", ring.fetched));
-        }
+        let mut faults = Vec::new();
+        let fetched = either!(
+            &mut ring.side,
+            side => side.fetch(ram, &ring.frame, from, &mut faults)
+        );
         if !ring.enabled {
-            fault("I05", format!("{who:?} is disabled and taken from"));
+            faults.push(("I05", String::from("is disabled and taken from")));
         }
-        let head = ram.u16(ring.avail, ring.slot(AVAIL_RING, 2, ring.fetched));
-        if let Some(live) = ring.live.get_mut(&head) {
+        self.found.extend(name_faults(who, faults));
+        let Some(name) = fetched else { return };
+        if let Some(live) = ring.live.get_mut(&name) {
             live.fetched = true;
         }
-        ring.fetched = ring.fetched.wrapping_add(1);
         ring.overtaken = 0;
         self.fetches += 1;
         for (other, ring) in &mut self.rings {
@@ -236,50 +271,32 @@ impl Bus {
         }
     }
 
-    /// A store of the device has become visible, perhaps its index.
-    pub fn device_stored(&mut self, ram: &mut Ram, chunk: usize, spot: usize) {
-        let hit = |ring: &Ring| {
-            ring.running && at(ring.used, USED_IDX, 1).position(chunk, spot).is_some()
-        };
+    /// A store of the device has become visible, perhaps one that gives chains back.
+    pub fn device_stored(&mut self, ram: &mut Ram, to: Extent) {
+        let hit = |ring: &Ring| ring.running && ring.gives(to);
         let Some((&who, ring)) = self.rings.iter_mut().find(|(_, ring)| hit(ring)) else { return };
-        let index = ram.u16(ring.used, USED_IDX);
-        let count = index.wrapping_sub(ring.returned);
-        let old = ring.returned;
-        let disk = self.disks.get(&ring.guest).copied().unwrap_or_default();
-        for _ in 0..count.min(ring.size) {
-            let entry = at(ring.used, ring.slot(USED_RING, 8, ring.returned), 8);
-            let bytes = ram.bytes(entry);
-            let id = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
-            let len = u32::from_le_bytes(bytes[4..].try_into().expect("four bytes"));
-            ring.returned = ring.returned.wrapping_add(1);
-            ram.revoke(entry);
+        let disk = self.disks.get(&ring.frame.guest).copied().unwrap_or_default();
+        let mut faults = Vec::new();
+        let (given, wanted) =
+            either!(&mut ring.side, side => side.give_back(ram, &ring.frame, &mut faults));
+        for Given { id, len } in given {
             let head = u16::try_from(id).ok();
             let taken = head.and_then(|head| ring.live.remove(&head)).filter(|live| live.fetched);
             let Some(live) = taken else {
-                let what = format!("{who:?} gives back head {id}, which was not taken");
-                self.found.push(Violation { invariant: "I03", what });
+                faults.push(("I03", format!("gives back head {id}, which was not taken")));
                 continue;
             };
             if let Err((invariant, what)) =
                 judge(ram, &disk, self.poisoned.contains(&disk.image), &live, len)
             {
-                let what = format!("{who:?} head {id}: {what}");
-                self.found.push(Violation { invariant, what });
+                faults.push((invariant, format!("head {id}: {what}")));
             }
             live.grants.iter().for_each(|&(extent, _)| ram.revoke(extent));
         }
-        if ring.returned != index {
-            let what = format!("{who:?} gives back {count} chains at once");
-            self.found.push(Violation { invariant: "I03", what });
-            ring.returned = index;
-        }
         //= spec/virtqueue.md#VQ-12
-        ring.owed |= if ring.event_idx {
-            let event = ram.u16(ring.avail, used_event_offset(ring.size));
-            (0..count).any(|step| old.wrapping_add(step) == event)
-        } else {
-            count > 0 && ram.u16(ring.avail, 0) & AVAIL_NO_INTERRUPT == 0
-        };
+        //= spec/packed.md#PVQ-10
+        ring.owed |= wanted;
+        self.found.extend(name_faults(who, faults));
     }
 
     /// The device has notified a driver.
@@ -307,7 +324,7 @@ impl Bus {
     pub fn all_notified(&mut self) {
         for (who, ring) in &mut self.rings {
             if core::mem::take(&mut ring.owed) {
-                let what = format!("{who:?} is not notified of used index {}", ring.returned);
+                let what = format!("{who:?} is not notified");
                 self.found.push(Violation { invariant: "I15", what });
             }
         }
@@ -347,26 +364,27 @@ impl Bus {
 /// the one that had begun, and the end of the request pool in the middle of another.
 const FAIR_SHARE: usize = 3 * sluice_core::limits::QUEUE_BATCH as usize;
 
-/// Lets the device take the chain at an available index, and give it back in a used slot.
-fn offer(ram: &mut Ram, ring: &Ring, index: u16, slot: u16, head: u16) {
-    ram.grant(at(ring.avail, ring.slot(AVAIL_RING, 2, index), 2), ONCE);
-    if let Some(live) = ring.live.get(&head) {
-        expose(ram, ring, slot, live);
+/// Lets the device carry a chain out.
+fn grant_chain(ram: &mut Ram, live: &Live) {
+    for &(extent, right) in &live.grants {
+        ram.grant(extent, right);
     }
 }
 
-/// Lets the device carry a chain out, and give it back in a used slot.
-fn expose(ram: &mut Ram, ring: &Ring, slot: u16, live: &Live) {
-    ram.grant(at(ring.used, ring.slot(USED_RING, 8, slot), 8), WRITE);
-    live.grants.iter().for_each(|&(extent, right)| ram.grant(extent, right));
+/// What was found about a ring, with its name.
+fn name_faults(who: (u32, u16), faults: Vec<Fault>) -> impl Iterator<Item = Violation> {
+    faults.into_iter().map(move |(invariant, what)| {
+        let what = format!("{who:?} {what}");
+        Violation { invariant, what }
+    })
 }
 
 fn silence(ram: &mut Ram, ring: &mut Ring) {
     ring.running = false;
     ring.owed = false;
-    ram.revoke(ring.desc);
-    ram.revoke(ring.avail);
-    ram.revoke(ring.used);
+    ram.revoke(ring.frame.desc);
+    ram.revoke(ring.frame.avail);
+    ram.revoke(ring.frame.used);
     for (extent, _) in ring.live.values().flat_map(|live| &live.grants) {
         ram.revoke(*extent);
     }

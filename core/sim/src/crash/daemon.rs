@@ -115,7 +115,7 @@ impl<'a> Daemon<'a> {
             size: plan.size,
         };
         // Call descriptors come first, so no later one wakes the driver.
-        let queue = start_queue(0, guest.layout(), &region, guest.used_idx())
+        let queue = start_queue(0, guest.layout(), &region, guest.used_idx().into())
             .filter(|event| !matches!(event, ControlEvent::SetVringCall { .. }));
         let connect = connect(features(plan.event_idx), &[region]).chain([area]);
         let connected = core::mem::replace(&mut self.connected, true);
@@ -220,7 +220,7 @@ impl<'a> Daemon<'a> {
 
     /// The queue is stopped at rest: it stands where its ring does, and its area is empty.
     fn stop(&mut self, guest: &Guest<'_>) -> Result<(), String> {
-        let base = guest.used_idx();
+        let base = guest.used_idx().into();
         let reply = self.ask(ControlEvent::GetVringBase { index: 0 })?;
         if reply != Some(ControlReply::VringBase { index: 0, base }) {
             return Err(format!("stopped at {reply:?} instead of {base}"));

@@ -2,20 +2,21 @@
 
 use sluice_core::blk::request::Header;
 use sluice_core::limits::RANGES_MAX;
-use sluice_core::memory::{RegionId, SharedMemory};
-use sluice_core::virtqueue::layout::{DESC_BYTES, DESC_NEXT, DESC_WRITE, Descriptor};
-use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use sluice_core::memory::SharedMemory;
+use sluice_core::virtqueue::layout::DESC_WRITE;
+use zerocopy::byteorder::little_endian::{U32, U64};
 
 use super::layout::SLOT_STATUS;
-use super::{Driver, Layout, MAPPED, RequestSpec, STATUS_UNTOUCHED};
+use super::{Driver, MAPPED, RequestSpec, STATUS_UNTOUCHED};
 
 impl Driver {
-    /// Writes header, status and descriptors. Says where the status byte lies.
+    /// Writes header and status, and puts address, length and flags of each buffer where they
+    /// become a descriptor. Says where the status byte lies.
     #[inline]
     pub(super) fn put_chain(
         &self,
         mem: &impl SharedMemory,
-        cursor: &mut Cursor<'_>,
+        put: &mut impl FnMut(u64, u32, u16),
         spec: &RequestSpec<'_>,
         head: u16,
     ) -> u64 {
@@ -28,14 +29,14 @@ impl Driver {
         let mut header_at = slot;
         if let (true, [first, rest @ ..]) = (spec.header_inline(), buffers) {
             header_at = inline(first.addr - 16);
-            cursor.put(mem, first.addr - 16, first.len + 16, 0);
+            put(first.addr - 16, first.len + 16, 0);
             buffers = rest;
         } else if let Some(cut) = spec.header_cut() {
             let addr = layout.guest_address(slot);
-            cursor.put(mem, addr, cut, 0);
-            cursor.put(mem, addr + u64::from(cut), 16 - cut, 0);
+            put(addr, cut, 0);
+            put(addr + u64::from(cut), 16 - cut, 0);
         } else {
-            cursor.put(mem, layout.guest_address(slot), 16, 0);
+            put(layout.guest_address(slot), 16, 0);
         }
         let header = Header {
             kind: U32::new(spec.kind.wire()),
@@ -45,7 +46,7 @@ impl Driver {
         self.write(mem, header_at, &header);
 
         if !spec.ranges.is_empty() {
-            self.put_ranges(mem, cursor, spec, head);
+            self.put_ranges(mem, put, spec, head);
         }
 
         let mut status_at = slot + SLOT_STATUS;
@@ -55,12 +56,13 @@ impl Driver {
             (buffers, shared) = (rest, Some(last));
         }
         for buffer in buffers {
-            cursor.put(mem, buffer.addr, buffer.len, flags);
+            put(buffer.addr, buffer.len, flags);
         }
         self.write(mem, status_at, &STATUS_UNTOUCHED);
         match shared {
-            Some(last) => cursor.put(mem, last.addr, last.len + 1, DESC_WRITE),
-            None => cursor.put(mem, layout.guest_address(status_at), 1, DESC_WRITE),
+            Some(last) => put(last.addr, last.len + 1, DESC_WRITE),
+            None if spec.silent => put(layout.guest_address(status_at), 1, 0),
+            None => put(layout.guest_address(status_at), 1, DESC_WRITE),
         }
         status_at
     }
@@ -68,7 +70,7 @@ impl Driver {
     fn put_ranges(
         &self,
         mem: &impl SharedMemory,
-        cursor: &mut Cursor<'_>,
+        put: &mut impl FnMut(u64, u32, u16),
         spec: &RequestSpec<'_>,
         head: u16,
     ) {
@@ -80,7 +82,7 @@ impl Driver {
             end += 16;
         }
         let len = u32::try_from(end - start).expect("a few ranges");
-        cursor.put(mem, self.layout.guest_address(start), len, 0);
+        put(self.layout.guest_address(start), len, 0);
     }
 
     #[inline]
@@ -89,46 +91,5 @@ impl Driver {
         T: zerocopy::IntoBytes + zerocopy::Immutable,
     {
         mem.write(self.layout.region, offset, value).expect(MAPPED);
-    }
-}
-
-/// Where the next descriptor of a chain goes.
-pub(super) struct Cursor<'a> {
-    region: RegionId,
-    /// Offset of the table.
-    table: u64,
-    /// The next free descriptors, or `None` for an indirect table, which is filled in order.
-    next: Option<&'a [u16]>,
-    /// The next descriptor to fill.
-    pub(super) index: u16,
-    /// The one filled last.
-    pub(super) last: u16,
-    left: u16,
-}
-
-impl<'a> Cursor<'a> {
-    pub(super) fn ring(layout: &Layout, next: &'a [u16], head: u16, count: u16) -> Self {
-        let (region, table) = (layout.region, layout.desc);
-        Self { region, table, next: Some(next), index: head, last: head, left: count }
-    }
-
-    pub(super) fn table(layout: &Layout, table: u64, count: u16) -> Self {
-        Self { region: layout.region, table, next: None, index: 0, last: 0, left: count }
-    }
-
-    #[inline]
-    pub(super) fn put(&mut self, mem: &impl SharedMemory, addr: u64, len: u32, flags: u16) {
-        let next = self.next.map_or(self.index + 1, |next| next[usize::from(self.index)]);
-        self.left -= 1;
-        let (more, link) = if self.left > 0 { (DESC_NEXT, next) } else { (0, 0) };
-        let descriptor = Descriptor {
-            addr: U64::new(addr),
-            len: U32::new(len),
-            flags: U16::new(flags | more),
-            next: U16::new(link),
-        };
-        let offset = self.table + DESC_BYTES * u64::from(self.index);
-        mem.write(self.region, offset, &descriptor).expect(MAPPED);
-        (self.last, self.index) = (self.index, next);
     }
 }

@@ -1,13 +1,16 @@
-//! A guest's virtio-blk driver: the driver side of a split virtqueue and the requests in it.
+//! A guest's virtio-blk driver: the driver side of a virtqueue and the requests in it.
 //!
 //! The one model of a driver that there is: the simulator, the load generator, the verifier and
 //! the fuzzers all use it. Like the core it is plain data, and the memory is an argument. What it
-//! sends is legal by construction; [`hostile`](crate::hostile) spoils it. Free descriptors are
-//! kept as Linux keeps them, last in first out, so that a lightly loaded ring stays in the cache.
+//! sends is legal by construction; [`hostile`](crate::hostile) spoils it. Free descriptors and
+//! buffer ids are kept as Linux keeps them, last in first out, so that a lightly loaded ring stays
+//! in the cache.
 
 mod layout;
 mod request;
 mod chain;
+mod split;
+mod packed;
 mod fault;
 
 pub use fault::{Completion, Fault, STATUS_UNTOUCHED, Tag};
@@ -15,24 +18,28 @@ pub use layout::Layout;
 pub use request::{Buffer, Kind, RequestSpec, Shape};
 
 use sluice_core::memory::{OutOfRegion, SharedMemory};
-use sluice_core::virtqueue::layout::{
-    AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, DESC_INDIRECT, USED_IDX, USED_NO_NOTIFY, USED_RING,
-    UsedElement, avail_event_offset, used_event_offset,
-};
-use sluice_core::virtqueue::passes_event;
+use sluice_core::virtqueue::layout::DESC_INDIRECT;
 use zerocopy::byteorder::little_endian::U16;
 
-use chain::Cursor;
+use packed::Packed;
+use split::Split;
 
-/// What is known of one head.
+/// What is known of one head or buffer id.
 #[derive(Clone, Copy, Debug)]
 struct InFlight {
     /// Offset of the status byte in the driver's region.
     status: u64,
-    /// Descriptors of the ring that the chain holds; 0 while the head is not under way.
+    /// Descriptors of the ring that the chain holds; 0 while it is not under way.
     count: u16,
-    /// The last of them.
+    /// The last of its names: of a split chain every descriptor is one, of a packed one the id.
     last: u16,
+}
+
+/// Where the driver stands in its ring.
+#[derive(Clone, Debug)]
+enum Side {
+    Split(Split),
+    Packed(Packed),
 }
 
 /// The driver's side of one queue.
@@ -40,57 +47,58 @@ struct InFlight {
 pub struct Driver {
     layout: Layout,
     event_idx: bool,
-    /// The free descriptor behind each free descriptor, and the next one of each in a chain.
+    /// The free name behind each free name, and the next one of each in a split chain.
     next: Box<[u16]>,
-    free_head: u16,
+    free_name: u16,
+    /// Free descriptors of the ring.
     free: u16,
     in_flight: Box<[InFlight]>,
     under_way: u16,
-    /// The available index up to which entries are written.
-    avail: u16,
-    /// The available index that the device sees.
-    exposed: u16,
-    /// The available index at the last question whether to notify.
-    asked: u16,
-    /// The next used entry to look at.
-    used: u16,
-    /// The device's used index as last seen.
-    seen_used: u16,
+    side: Side,
+}
+
+/// The same call for whichever format it is.
+macro_rules! either {
+    ($self:expr, $side:ident => $call:expr) => {
+        match $self {
+            Side::Split($side) => $call,
+            Side::Packed($side) => $call,
+        }
+    };
 }
 
 impl Driver {
-    /// A driver with empty rings, which are zeroed in memory.
+    /// A driver with an empty ring, which is zeroed in memory.
     ///
     /// # Errors
     /// When the layout does not lie in mapped memory.
     ///
     /// # Panics
-    /// When the size is no power of two.
+    /// When the ring cannot have this size.
     pub fn new(
         mem: &impl SharedMemory,
         layout: Layout,
         event_idx: bool,
     ) -> Result<Self, OutOfRegion> {
         let size = layout.size;
-        assert!(size.is_power_of_two() && size <= 1 << 15, "a split ring's size: {size}");
+        let possible = size.is_power_of_two() || layout.packed && size > 0;
+        assert!(possible && size <= 1 << 15, "a ring's size: {size}");
         for offset in (layout.desc..layout.slots).step_by(2) {
             mem.write(layout.region, offset, &U16::ZERO)?;
         }
         mem.read::<u8>(layout.region, layout.end() - 1)?;
         let idle = InFlight { status: 0, count: 0, last: 0 };
+        let side =
+            if layout.packed { Side::Packed(Packed::START) } else { Side::Split(Split::default()) };
         Ok(Self {
             layout,
             event_idx,
             next: (1..=size).collect(),
-            free_head: 0,
+            free_name: 0,
             free: size,
             in_flight: vec![idle; usize::from(size)].into(),
             under_way: 0,
-            avail: 0,
-            exposed: 0,
-            asked: 0,
-            used: 0,
-            seen_used: 0,
+            side,
         })
     }
 
@@ -118,16 +126,22 @@ impl Driver {
         self.free
     }
 
-    /// The available index that the device sees.
+    /// The available index that the device sees; in a packed ring a place's 16 bits.
     #[must_use]
     pub const fn avail_index(&self) -> u16 {
-        self.exposed
+        match &self.side {
+            Side::Split(split) => split.exposed,
+            Side::Packed(packed) => packed.exposed.bits(),
+        }
     }
 
-    /// The used index up to which requests were reaped.
+    /// The used index up to which requests were reaped; in a packed ring a place's 16 bits.
     #[must_use]
     pub const fn used_index(&self) -> u16 {
-        self.used
+        match &self.side {
+            Side::Split(split) => split.used,
+            Side::Packed(packed) => packed.used.bits(),
+        }
     }
 
     /// Writes a request into the ring, invisible to the device until [`expose`](Self::expose).
@@ -145,90 +159,113 @@ impl Driver {
         if count > self.free {
             return None;
         }
-        let head = self.free_head;
-        let mut ring = Cursor::ring(&self.layout, &self.next, head, count);
-        let status = if indirect {
-            let offset = self.layout.table(head);
-            let table = self.layout.guest_address(offset);
-            ring.put(mem, table, u32::from(entries) * 16, DESC_INDIRECT);
-            let mut table = Cursor::table(&self.layout, offset, entries);
-            self.put_chain(mem, &mut table, spec, head)
+        let name = self.free_name;
+        let (status, last) = if self.layout.packed {
+            (self.add_packed(mem, spec, name, count, indirect.then_some(entries)), name)
         } else {
-            self.put_chain(mem, &mut ring, spec, head)
+            self.add_split(mem, spec, name, count, indirect.then_some(entries))
         };
-        let (last, behind) = (ring.last, ring.index);
-        self.in_flight[usize::from(head)] = InFlight { status, count, last };
-        self.free_head = behind;
+        self.free_name = self.next[usize::from(last)];
+        self.in_flight[usize::from(name)] = InFlight { status, count, last };
         self.free -= count;
         self.under_way += 1;
-        let entry = u64::from(self.avail & (self.layout.size - 1));
-        self.write(mem, self.layout.avail + AVAIL_RING + 2 * entry, &U16::new(head));
-        self.avail = self.avail.wrapping_add(1);
-        Some(Tag(head))
+        Some(Tag(name))
+    }
+
+    /// Writes a linked chain that begins at `head`. Says where the status byte lies, and which
+    /// descriptor is the last.
+    #[inline]
+    fn add_split(
+        &mut self,
+        mem: &impl SharedMemory,
+        spec: &RequestSpec<'_>,
+        head: u16,
+        count: u16,
+        table_entries: Option<u16>,
+    ) -> (u64, u16) {
+        let layout = &self.layout;
+        let mut ring = split::Cursor::ring(layout, &self.next, head, count);
+        let status = if let Some(entries) = table_entries {
+            let offset = layout.table(head);
+            ring.put(mem, layout.guest_address(offset), u32::from(entries) * 16, DESC_INDIRECT);
+            let mut table = split::Cursor::table(layout, offset, entries);
+            self.put_chain(mem, &mut |a, l, f| table.put(mem, a, l, f), spec, head)
+        } else {
+            self.put_chain(mem, &mut |a, l, f| ring.put(mem, a, l, f), spec, head)
+        };
+        let last = ring.last();
+        if let Side::Split(split) = &mut self.side {
+            split.offer(mem, &self.layout, head);
+        }
+        (status, last)
+    }
+
+    /// Writes a chain into the next places under this buffer id. Says where the status byte lies.
+    #[inline]
+    fn add_packed(
+        &mut self,
+        mem: &impl SharedMemory,
+        spec: &RequestSpec<'_>,
+        id: u16,
+        count: u16,
+        table_entries: Option<u16>,
+    ) -> u64 {
+        let layout = self.layout;
+        let Side::Packed(packed) = &mut self.side else { return 0 };
+        let mut ring = packed.cursor(&layout, id, count);
+        let status = if let Some(entries) = table_entries {
+            let offset = layout.table(id);
+            ring.put(mem, layout.guest_address(offset), u32::from(entries) * 16, DESC_INDIRECT);
+            let mut table = packed::Cursor::table(&layout, offset, entries);
+            self.put_chain(mem, &mut |a, l, f| table.put(mem, a, l, f), spec, id)
+        } else {
+            self.put_chain(mem, &mut |a, l, f| ring.put(mem, a, l, f), spec, id)
+        };
+        if let Side::Packed(packed) = &mut self.side {
+            packed.keep(&ring);
+        }
+        status
     }
 
     /// Shows the device what was added since the last time.
     #[inline]
     pub fn expose(&mut self, mem: &impl SharedMemory) {
-        if self.exposed != self.avail {
-            self.exposed = self.avail;
-            let offset = self.layout.avail + AVAIL_IDX;
-            mem.store_release_u16(self.layout.region, offset, self.avail).expect(MAPPED);
-        }
+        either!(&mut self.side, side => side.expose(mem, &self.layout));
     }
 
     /// Whether the device wants to hear of what was exposed since the last question.
     #[inline]
     pub fn should_kick(&mut self, mem: &impl SharedMemory) -> bool {
-        let old = core::mem::replace(&mut self.asked, self.exposed);
-        if old == self.exposed {
-            return false;
-        }
-        // The index has to be out before the wish is read, or both sides may sleep.
-        mem.full_fence();
-        if self.event_idx {
-            let offset = self.layout.used + avail_event_offset(self.layout.size);
-            let event: U16 = mem.read(self.layout.region, offset).expect(MAPPED);
-            passes_event(event.get(), self.exposed, old)
-        } else {
-            let flags: U16 = mem.read(self.layout.region, self.layout.used).expect(MAPPED);
-            flags.get() & USED_NO_NOTIFY == 0
-        }
+        either!(&mut self.side, side => side.should_kick(mem, &self.layout, self.event_idx))
     }
 
     /// Takes one request that came back.
     ///
     /// # Errors
-    /// When the device broke the queue; nothing more can be told from its used ring.
+    /// When the device broke the queue; nothing more can be told from its ring.
     #[inline]
     pub fn reap(&mut self, mem: &impl SharedMemory) -> Result<Option<Completion>, Fault> {
-        let region = self.layout.region;
-        if self.used == self.seen_used {
-            let seen = mem.load_acquire_u16(region, self.layout.used + USED_IDX)?;
-            if seen == self.used {
-                return Ok(None);
-            }
-            if seen.wrapping_sub(self.used) > self.under_way {
-                return Err(Fault::UsedIndexJump { from: self.used, to: seen });
-            }
-            self.seen_used = seen;
-        }
-        let entry = u64::from(self.used & (self.layout.size - 1));
-        let element: UsedElement = mem.read(region, self.layout.used + USED_RING + 8 * entry)?;
-        let id = element.id.get();
-        let head = u16::try_from(id).map_err(|_| Fault::BadId(id))?;
-        let found = self.in_flight.get_mut(usize::from(head)).ok_or(Fault::BadId(id))?;
+        let used = match &mut self.side {
+            Side::Split(split) => split.look(mem, &self.layout, self.under_way)?,
+            Side::Packed(packed) => packed.look(mem, &self.layout)?,
+        };
+        let Some((id, used_len)) = used else { return Ok(None) };
+        let name = u16::try_from(id).map_err(|_| Fault::BadId(id))?;
+        let found = self.in_flight.get_mut(usize::from(name)).ok_or(Fault::BadId(id))?;
         if found.count == 0 {
-            return Err(Fault::NotInFlight(Tag(head)));
+            return Err(Fault::NotInFlight(Tag(name)));
         }
-        let status = mem.read(region, found.status)?;
-        self.next[usize::from(found.last)] = self.free_head;
-        self.free_head = head;
+        let status = mem.read(self.layout.region, found.status)?;
+        match &mut self.side {
+            Side::Split(split) => split.pass(),
+            Side::Packed(packed) => packed.pass(&self.layout, found.count),
+        }
+        self.next[usize::from(found.last)] = self.free_name;
+        self.free_name = name;
         self.free += found.count;
         found.count = 0;
         self.under_way -= 1;
-        self.used = self.used.wrapping_add(1);
-        Ok(Some(Completion { tag: Tag(head), status, used_len: element.len.get() }))
+        Ok(Some(Completion { tag: Tag(name), status, used_len }))
     }
 
     /// Asks for an interrupt at the next completion. `true` when one came in the meantime, for
@@ -240,35 +277,23 @@ impl Driver {
         self.arm_after(mem, 0)
     }
 
-    /// The same, but with event indices `more` completions are let pass first.
+    /// The same, but with event indices `more` completions, or descriptors of a packed ring, are
+    /// let pass first.
     ///
     /// # Errors
     /// [`Fault::Unmapped`]
     pub fn arm_after(&mut self, mem: &impl SharedMemory, more: u16) -> Result<bool, Fault> {
-        let (region, avail) = (self.layout.region, self.layout.avail);
-        if self.event_idx {
-            let event = U16::new(self.used.wrapping_add(more));
-            mem.write(region, avail + used_event_offset(self.layout.size), &event)?;
-        } else {
-            mem.write(region, avail, &U16::ZERO)?;
-        }
-        mem.full_fence();
-        let seen = mem.load_acquire_u16(region, self.layout.used + USED_IDX)?;
-        Ok(seen != self.used)
+        either!(&self.side, side => side.arm_after(mem, &self.layout, self.event_idx, more))
     }
 
-    /// Tells the device that interrupts are of no use. With event indices it is a matter of
-    /// asking for a point that has just gone by.
+    /// Tells the device that interrupts are of no use.
     ///
     /// # Errors
     /// [`Fault::Unmapped`]
     pub fn disarm(&mut self, mem: &impl SharedMemory) -> Result<(), Fault> {
-        let (region, avail) = (self.layout.region, self.layout.avail);
-        if self.event_idx {
-            let past = U16::new(self.used.wrapping_sub(1));
-            Ok(mem.write(region, avail + used_event_offset(self.layout.size), &past)?)
-        } else {
-            Ok(mem.write(region, avail, &U16::new(AVAIL_NO_INTERRUPT))?)
+        match &self.side {
+            Side::Split(split) => split.disarm(mem, &self.layout, self.event_idx),
+            Side::Packed(packed) => packed.disarm(mem, &self.layout),
         }
     }
 }

@@ -99,37 +99,61 @@ pub struct RequestSpec<'a> {
     pub ranges: &'a [RangeWire],
     /// How it is spread over descriptors.
     pub shape: Shape,
+    /// The device may only read the status byte, so that nobody hears how it ended. Not together
+    /// with an inline status.
+    pub silent: bool,
 }
 
 impl<'a> RequestSpec<'a> {
     /// A read.
     #[must_use]
     pub const fn read(sector: u64, buffers: &'a [Buffer]) -> Self {
-        Self { kind: Kind::Read, sector, buffers, ranges: &[], shape: Shape::PLAIN }
+        Self { kind: Kind::Read, sector, buffers, ranges: &[], shape: Shape::PLAIN, silent: false }
     }
 
     /// A write.
     #[must_use]
     pub const fn write(sector: u64, buffers: &'a [Buffer]) -> Self {
-        Self { kind: Kind::Write, sector, buffers, ranges: &[], shape: Shape::PLAIN }
+        Self { kind: Kind::Write, sector, buffers, ranges: &[], shape: Shape::PLAIN, silent: false }
     }
 
     /// A flush.
     #[must_use]
     pub const fn flush() -> Self {
-        Self { kind: Kind::Flush, sector: 0, buffers: &[], ranges: &[], shape: Shape::PLAIN }
+        Self {
+            kind: Kind::Flush,
+            sector: 0,
+            buffers: &[],
+            ranges: &[],
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// A discard.
     #[must_use]
     pub const fn discard(ranges: &'a [RangeWire]) -> Self {
-        Self { kind: Kind::Discard, sector: 0, buffers: &[], ranges, shape: Shape::PLAIN }
+        Self {
+            kind: Kind::Discard,
+            sector: 0,
+            buffers: &[],
+            ranges,
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// A write-zeroes.
     #[must_use]
     pub const fn write_zeroes(ranges: &'a [RangeWire]) -> Self {
-        Self { kind: Kind::WriteZeroes, sector: 0, buffers: &[], ranges, shape: Shape::PLAIN }
+        Self {
+            kind: Kind::WriteZeroes,
+            sector: 0,
+            buffers: &[],
+            ranges,
+            shape: Shape::PLAIN,
+            silent: false,
+        }
     }
 
     /// The same request in another shape.

@@ -5,7 +5,9 @@ use sluice_core::blk::request::{Data, RangeWire};
 use sluice_core::blk::{BlkFeatures, BlkRequest, Limits, Range, Verdict, parse};
 use sluice_core::limits::{RANGES_MAX, SEGMENTS_MAX};
 use sluice_core::memory::{MemoryMap, Region, RegionId, Segment, SharedMemory};
-use sluice_core::virtqueue::{ChainToken, SplitRing, chain};
+use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED, PackedDescriptor};
+use sluice_core::virtqueue::packed::parts;
+use sluice_core::virtqueue::{ChainToken, PackedBase, PackedRing, Ring, SplitRing, chain};
 use zerocopy::byteorder::little_endian::{U32, U64};
 
 use super::*;
@@ -15,6 +17,8 @@ use crate::memory::FlatMemory;
 const GUEST: u64 = 0x10_0000;
 const SIZE: u16 = 16;
 const LAYOUT: Layout = Layout::new(RegionId(0), GUEST, 0, SIZE, 12);
+/// One more than a power of two.
+const PACKED: Layout = Layout::packed(RegionId(0), GUEST, 0, SIZE + 1, 12);
 /// Where the data of the tests begins: a page for each head, with room around it.
 const DATA: u64 = 0x1_0000;
 
@@ -23,20 +27,26 @@ struct World {
     mem: FlatMemory,
     map: MemoryMap,
     driver: Driver,
-    ring: SplitRing,
+    ring: Ring,
     limits: Limits,
     /// Chains taken and not given back, with what the driver meant.
     taken: Vec<(ChainToken, Segment, Tag)>,
 }
 
 impl World {
-    fn new(event_idx: bool) -> Self {
+    fn new(event_idx: bool, packed: bool) -> Self {
         let mem = FlatMemory::new(&[0x4_0000]);
         let mut map = MemoryMap::new();
         let region = Region { id: RegionId(0), guest: GUEST, user: 0x7000_0000, size: 0x4_0000 };
         map.add(region).unwrap();
-        let driver = Driver::new(&mem, LAYOUT, event_idx).unwrap();
-        let ring = SplitRing::start(&mem, LAYOUT.rings(), SIZE, 0, event_idx).unwrap();
+        let layout = if packed { PACKED } else { LAYOUT };
+        let (rings, size) = (layout.rings(), layout.size);
+        let driver = Driver::new(&mem, layout, event_idx).unwrap();
+        let ring = if packed {
+            Ring::Packed(PackedRing::start(rings, size, PackedBase::START, event_idx))
+        } else {
+            Ring::Split(SplitRing::start(&mem, rings, size, 0, event_idx).unwrap())
+        };
         let limits = Limits {
             capacity_sectors: 1 << 20,
             block_sectors: 1,
@@ -53,12 +63,21 @@ impl World {
         tag: Tag,
     ) -> (BlkRequest, Data, [Segment; SEGMENTS_MAX], [Range; RANGES_MAX]) {
         assert_ne!(self.ring.available(&self.mem).unwrap(), 0);
-        let head = self.ring.take(&self.mem).unwrap();
-        assert_eq!(head, tag.0);
         let mut segments = [Segment::EMPTY; SEGMENTS_MAX];
         let mut ranges = [Range::EMPTY; RANGES_MAX];
-        let first = self.ring.descriptor(&self.mem, head).unwrap();
-        let chain = chain::walk(&self.mem, &self.map, &self.ring, head, first, &mut segments);
+        let (mem, map) = (&self.mem, &self.map);
+        let (name, chain) = match &mut self.ring {
+            Ring::Split(ring) => {
+                let head = ring.take(mem).unwrap();
+                let first = ring.descriptor(mem, head).unwrap();
+                (head, chain::walk(mem, map, ring, head, first, &mut segments))
+            }
+            Ring::Packed(ring) => {
+                let chain = chain::take_packed(mem, map, ring, &mut segments).unwrap().unwrap();
+                (parts(chain.token).0, chain)
+            }
+        };
+        assert_eq!(name, tag.0);
         assert_eq!(chain.fault, None);
         let verdict = parse(&self.mem, &self.limits, &chain, &mut segments, &mut ranges);
         let Verdict::Accept(request, data, status) = verdict else { panic!("{verdict:?}") };
@@ -104,8 +123,12 @@ fn steps() -> impl Strategy<Value = Vec<(u8, u64, Vec<u32>, Shape, prop::sample:
 
 proptest! {
     #[test]
-    fn what_the_driver_sends_is_what_the_core_understands(event_idx: bool, steps in steps()) {
-        let mut world = World::new(event_idx);
+    fn what_the_driver_sends_is_what_the_core_understands(
+        event_idx: bool,
+        packed: bool,
+        steps in steps(),
+    ) {
+        let mut world = World::new(event_idx, packed);
         for (kind, sector, mut lengths, shape, which) in steps {
             // Whole sectors in the end, cut anywhere.
             let total: u32 = lengths.iter().sum();
@@ -172,15 +195,15 @@ proptest! {
         while !world.taken.is_empty() {
             world.give_back(0);
         }
-        prop_assert_eq!(world.driver.free_descriptors(), SIZE);
+        prop_assert_eq!(world.driver.free_descriptors(), world.driver.layout().size);
         prop_assert_eq!(world.driver.in_flight(), 0);
     }
 }
 
 #[test]
 fn a_kick_is_due_exactly_when_the_device_asks() {
-    for event_idx in [false, true] {
-        let mut world = World::new(event_idx);
+    for (event_idx, packed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = World::new(event_idx, packed);
         world.ring.disarm(&world.mem).unwrap();
         assert!(!world.ring.arm(&world.mem).unwrap());
         let tag = world.driver.add(&world.mem, &RequestSpec::flush()).unwrap();
@@ -199,8 +222,8 @@ fn a_kick_is_due_exactly_when_the_device_asks() {
 
 #[test]
 fn an_interrupt_is_due_exactly_when_the_driver_asks() {
-    for event_idx in [false, true] {
-        let mut world = World::new(event_idx);
+    for (event_idx, packed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = World::new(event_idx, packed);
         let mut turn = |before: &dyn Fn(&mut Driver, &FlatMemory)| {
             let tag = world.driver.add(&world.mem, &RequestSpec::flush()).unwrap();
             world.driver.expose(&world.mem);
@@ -213,7 +236,9 @@ fn an_interrupt_is_due_exactly_when_the_driver_asks() {
         assert!(!turn(&|driver, mem| driver.disarm(mem).unwrap()));
         assert!(turn(&|driver, mem| assert_eq!(driver.arm(mem), Ok(false))));
         let after = |driver: &mut Driver, mem: &FlatMemory| {
-            driver.arm_after(mem, 1).unwrap();
+            // A flush has two descriptors.
+            let more = if driver.layout().packed { 2 } else { 1 };
+            driver.arm_after(mem, more).unwrap();
         };
         assert_eq!(turn(&after), !event_idx, "one is let pass");
     }
@@ -221,7 +246,7 @@ fn an_interrupt_is_due_exactly_when_the_driver_asks() {
 
 #[test]
 fn a_device_that_breaks_the_queue_is_named_and_nothing_panics() {
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     let hostile = Hostile { rings: LAYOUT.rings(), size: SIZE };
     let used = |index: u16, id: u32| {
         let offset = LAYOUT.used + 4 + 8 * u64::from(index);
@@ -244,6 +269,27 @@ fn a_device_that_breaks_the_queue_is_named_and_nothing_panics() {
         world.driver.clone().reap(&world.mem),
         Err(Fault::UsedIndexJump { from: 0, to: u16::MAX })
     );
+    let empty = FlatMemory::new(&[]);
+    assert_eq!(world.driver.reap(&empty), Err(Fault::Unmapped));
+}
+
+#[test]
+fn a_device_that_breaks_a_packed_queue_is_named_and_nothing_panics() {
+    let mut world = World::new(false, true);
+    let used = |id: u16| {
+        let flags = DESC_AVAIL | DESC_USED;
+        let descriptor =
+            PackedDescriptor { id: id.into(), flags: flags.into(), ..PackedDescriptor::EMPTY };
+        world.mem.write(RegionId(0), PACKED.desc, &descriptor).unwrap();
+    };
+    let tag = world.driver.add(&world.mem, &RequestSpec::flush()).unwrap();
+    world.driver.expose(&world.mem);
+    for id in [PACKED.size, 0x8000, u16::MAX] {
+        used(id);
+        assert_eq!(world.driver.clone().reap(&world.mem), Err(Fault::BadId(id.into())));
+    }
+    used(tag.0 + 1);
+    assert_eq!(world.driver.clone().reap(&world.mem), Err(Fault::NotInFlight(Tag(tag.0 + 1))));
     let empty = FlatMemory::new(&[]);
     assert_eq!(world.driver.reap(&empty), Err(Fault::Unmapped));
 }

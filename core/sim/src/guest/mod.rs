@@ -14,7 +14,6 @@ use sluice_core::virtqueue::Rings;
 use crate::bus::memory::{Inner, WatchedMemory};
 use crate::bus::ram::{Extent, POISON};
 use crate::driver::{Buffer, Completion, Driver, Kind, Layout, RequestSpec, Shape};
-use crate::hostile::{Hostile, descriptor};
 use crate::prng::Prng;
 
 /// A request that a guest waits for.
@@ -64,8 +63,10 @@ pub struct Build {
     pub id: u32,
     /// Its queues.
     pub queues: u16,
-    /// The size of its rings, a power of two.
+    /// The size of its rings, a power of two unless they are packed.
     pub size: u16,
+    /// Whether its rings are packed.
+    pub packed: bool,
     /// Entries of its indirect tables, 0 for none.
     pub table_entries: u16,
     /// Chunks of memory besides the first.
@@ -85,7 +86,8 @@ impl Guest {
         let mut at = prng.skewed(4096);
         let mut layouts = Vec::new();
         for _ in 0..build.queues {
-            let layout = Layout::new(region, address, at, build.size, build.table_entries);
+            let new = if build.packed { Layout::packed } else { Layout::new };
+            let layout = new(region, address, at, build.size, build.table_entries);
             at = layout.end() + prng.skewed(256);
             layouts.push(layout);
         }
@@ -131,7 +133,7 @@ impl Guest {
         let mut inner = mem.inner();
         let Inner { ram, bus, .. } = &mut *inner;
         if !ram.chunk(self.chunks[0]).open {
-            bus.add(who, layout.size, rings);
+            bus.add(who, &layout, rings);
         }
         driver
     }
@@ -193,12 +195,14 @@ impl Guest {
             status_inline: shape.status_inline && inline_end && last_at_end,
             ..shape
         };
+        let silent = wish.kind == Kind::Flush && self.prng.chance(30);
         let spec = RequestSpec {
             kind: wish.kind,
             sector: wish.sector,
             buffers: &buffers,
             ranges: &wish.ranges,
             shape,
+            silent,
         };
         let queue = &mut self.queues[index];
         let Some(tag) = queue.driver.add(&mem.guest_side(), &spec) else {
@@ -207,10 +211,6 @@ impl Guest {
             }
             return None;
         };
-        let silent = wish.kind == Kind::Flush && !shape.indirect && self.prng.chance(30);
-        if silent {
-            self.take_status_away(mem, index, tag.0);
-        }
         let request = Outstanding { wish, buffers, taken, silent };
         self.queues[index].waiting.insert(tag.0, request);
         Some(tag.0)
@@ -311,24 +311,6 @@ impl Guest {
                 inner.ram.bytes_mut(place).copy_from_slice(now);
                 from = rest;
             }
-        }
-    }
-
-    /// Leaves a flush without any byte that the device may write.
-    fn take_status_away(&self, mem: &WatchedMemory, index: usize, head: u16) {
-        let layout = &self.layouts[index];
-        let ring = Hostile { rings: layout.rings(), size: layout.size };
-        let side = mem.guest_side();
-        let mut at = head;
-        loop {
-            let found = ring.get(&side, at).expect("it is the guest's own");
-            let flags = found.flags.get() & 1;
-            let (addr, len, next) = (found.addr.get(), found.len.get(), found.next.get());
-            ring.put(&side, at, &descriptor(addr, len, flags, next)).expect("likewise");
-            if flags == 0 {
-                return;
-            }
-            at = next;
         }
     }
 }

@@ -119,9 +119,7 @@ impl World<'_> {
                 index: q.into(),
                 size: self.options.guests[id as usize].0.size.into(),
             },
-            M::Base(q) => {
-                E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)].into() }
-            }
+            M::Base(q) => E::SetVringBase { index: q.into(), base: front.bases[usize::from(q)] },
             M::Addr(q) => E::SetVringAddr { index: q.into(), addresses: self.addresses(id, q) },
             M::Kick(q) => {
                 let area = self.area(id, q);
@@ -145,7 +143,7 @@ impl World<'_> {
                 self.reset_queue(id, q);
                 self.bury_ghosts(id);
                 let front = &mut self.fronts[id as usize];
-                front.bases[usize::from(q)] = 0;
+                front.bases[usize::from(q)] = front.first_base();
                 // Some keep a region over a reset: a queue that has stopped has left nothing in it.
                 if self.prng.chance(700) {
                     (front.area, front.handed_over) = (None, false);
@@ -229,7 +227,7 @@ impl World<'_> {
                 front.bases[usize::from(q)] = base;
                 front.running[usize::from(q)] = false;
                 let Inner { ram, bus, .. } = &mut *self.mem.inner();
-                bus.stop(ram, (id, q), Some(base));
+                bus.stop(ram, (id, q), base);
             }
             (Message::Table, R::Refused(ControlFault::Memory(MapFault::Full))) => {
                 self.fronts[id as usize].script.push_front(message);

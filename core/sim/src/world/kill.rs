@@ -112,7 +112,7 @@ impl<'s> World<'s> {
             let (region, offset) = self.guests[id as usize].layout(index).rings().used;
             let at = usize::try_from(offset + USED_IDX).unwrap_or(usize::MAX);
             let place = Extent { chunk: region.0 as usize, at, len: 2 };
-            self.fronts[id as usize].bases[index] = self.mem.inner().ram.u16(place, 0);
+            self.fronts[id as usize].bases[index] = self.mem.inner().ram.u16(place, 0).into();
         }
         let keeps = !self.prng.chance(100);
         let front = &mut self.fronts[id as usize];

@@ -170,7 +170,7 @@ impl<'s> World<'s> {
             let guest = Guest::new(&mem, prng.fork(), build);
             let mut serial = [0; 20];
             serial.iter_mut().for_each(|byte| *byte = u8::try_from(prng.below(256)).unwrap_or(0));
-            fronts.push(Front::new(build.queues, guest.chunks.len(), options.inflight));
+            fronts.push(Front::new(&build, guest.chunks.len(), options.inflight));
             guests.push(guest);
             serials.push(serial);
         }

@@ -3,6 +3,7 @@
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId, RegionList, RingAddresses};
 use sluice_core::memory::{Region, SharedMemory};
 use sluice_core::shard::Input;
+use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED};
 
 use super::control::user_address;
 use super::{Event, World, guest};
@@ -17,14 +18,14 @@ impl World<'_> {
         let layout = *self.guests[id as usize].layout(index);
         let ring = Hostile { rings: layout.rings(), size: layout.size };
         for _ in 0..=self.prng.skewed(40) {
-            self.spoil(id, &ring);
+            self.spoil(id, &ring, layout.packed);
         }
         let index = u16::try_from(index).unwrap_or(0);
         let delay = self.prng.skewed(2000);
         self.clock.plan(delay, Event::Kick(id, index));
     }
 
-    fn spoil(&mut self, id: u32, ring: &Hostile) {
+    fn spoil(&mut self, id: u32, ring: &Hostile, packed: bool) {
         let chunk = self.prng.pick(&self.guests[id as usize].chunks);
         let inner = self.mem.inner();
         let (len, base) = (inner.ram.len(chunk), inner.ram.chunk(chunk).address);
@@ -42,10 +43,13 @@ impl World<'_> {
         let bytes = u32::try_from(bytes & 0xffff_ffff).unwrap_or(0);
         let flags = small(if prng.chance(30) { prng.below(1 << 16) } else { prng.below(8) });
         let next = small(if prng.chance(30) { prng.below(1 << 16) } else { prng.below(size) });
+        // Of a packed descriptor these are id and flags, mostly with a lap that may be the right one.
+        let lap = if prng.chance(900) { prng.pick(&[DESC_AVAIL, DESC_USED]) } else { next };
+        let last = if packed { (next, flags | lap) } else { (flags, next) };
         let (region, offset) = ring.rings.avail;
         let avail = side.load_acquire_u16(region, offset + 2).unwrap_or(0);
         let done = match prng.below(16) {
-            0..=5 => ring.put(&side, index, &descriptor(address, bytes, flags, next)),
+            0..=5 => ring.put(&side, index, &descriptor(address, bytes, last.0, last.1)),
             6..=8 => ring.offer(&side, avail, if prng.chance(30) { next } else { index }),
             9..=11 => ring.set_avail_index(&side, avail.wrapping_add(small(prng.below(3)))),
             12 if prng.chance(50) => ring.set_avail_index(&side, small(prng.below(1 << 16))),

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use sluice_core::blk::BlkFeatures;
 use sluice_core::memory::Region;
-use sluice_sim::compare::compare;
+use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED};
+use sluice_sim::compare::{compare, compare_row};
 use sluice_sim::rig::{
     self, DATA_BYTES, Desc, HIGH, HIGH_GUEST, LOW, LOW_GUEST, RING, RING_BYTES, RING_GUEST, Rig,
     Setup, WILD,
@@ -117,8 +118,8 @@ impl Case {
         elements
     }
 
-    /// Writes the chain and says where it begins.
-    fn write(&self, rig: &Rig<'_>) -> u16 {
+    /// Writes what a header says, into memory that is otherwise filled.
+    fn write_header(&self, rig: &Rig<'_>) {
         rig.mem.fill(LOW, 0, &[0x11; 0x4000]);
         rig.mem.fill(HIGH, 0, &[0x22; 0x4000]);
         rig.mem.fill(RING, RING_BYTES - 0x100, &[0x33; 0x100]);
@@ -128,6 +129,11 @@ impl Case {
             rig.put(at + 8, &sectors.to_le_bytes());
             rig.put(at + 12, &flags.to_le_bytes());
         }
+    }
+
+    /// Writes the chain and says where it begins.
+    fn write(&self, rig: &Rig<'_>) -> u16 {
+        self.write_header(rig);
         let elements = self.elements();
         let (direct, indirect) = elements.split_at(self.direct.min(elements.len()));
         let in_ring = direct.len() + usize::from(!indirect.is_empty());
@@ -158,6 +164,47 @@ impl Case {
             }
         }
         self.place(0)
+    }
+
+    /// What a packed ring's next places get: the row, and the table's entries.
+    fn write_packed(&self, rig: &Rig<'_>) -> Vec<(u64, u32, u16)> {
+        self.write_header(rig);
+        let elements = self.elements();
+        let (direct, indirect) = elements.split_at(self.direct.min(elements.len()));
+        let mut row = direct.to_vec();
+        let mut table: Vec<Desc> =
+            indirect.iter().map(|&(addr, len, flags)| (addr, len, 0, flags)).collect();
+        if !indirect.is_empty() {
+            row.push((self.table_at, u32::try_from(16 * table.len()).unwrap(), I));
+        }
+        for &(which, field, addr, len, word) in &self.wrong {
+            let at = which % (row.len() + table.len());
+            if let Some(desc) = row.get_mut(at) {
+                // Where the row ends and whose turn it is stays as it is.
+                match field {
+                    0 => desc.0 = addr,
+                    1 => desc.1 = len,
+                    2 => desc.2 ^= 2 << (word % 2),
+                    _ => desc.2 ^= word & !(7 | DESC_AVAIL | DESC_USED),
+                }
+                continue;
+            }
+            let desc = &mut table[at - row.len()];
+            match field {
+                0 => desc.0 = addr,
+                1 => desc.1 = len,
+                2 => desc.3 ^= 1 << (word % 3),
+                3 => desc.2 = word,
+                _ => desc.3 ^= word & !7,
+            }
+        }
+        for (step, desc) in (0..).zip(table) {
+            let at = self.table_at + 16 * step;
+            if (0..16).all(|byte| rig.place(at + byte).is_some()) {
+                rig.table(at, &[desc]);
+            }
+        }
+        row
     }
 
     /// Links elements of one table of which `count` follow each other.
@@ -277,5 +324,29 @@ proptest! {
         for other in 0..case.size {
             compare(&mut rig, other);
         }
+    }
+    //= spec/packed.md#PVQ-1
+    //= spec/packed.md#PVQ-6
+    //= spec/packed.md#PVQ-7
+    //= spec/packed.md#PVQ-8
+    #[test]
+    fn two_readings_of_the_specification_agree_on_packed_rings(
+        case in case(),
+        base in 0_u16..64,
+        wrap: bool,
+        ids in prop::collection::vec(0_u16..64, 3),
+    ) {
+        let (mut arena, mem) = (rig::arena(4), rig::memory());
+        // The rows of three turns, at any place of a ring that is as long as it is or longer.
+        let size = case.size.max(u16::try_from(case.elements().len() + 1).unwrap());
+        let base = (base % size) | u16::from(wrap) << 15;
+        let mut setup = Setup { size, base, ..case.setup.clone() };
+        setup.features |= BlkFeatures::RING_PACKED;
+        let mut rig = Rig::new(&mut arena, &mem, setup);
+        let row = case.write_packed(&rig);
+        for id in ids {
+            compare_row(&mut rig, id % size, &row);
+        }
+        prop_assert_eq!(rig.broken, None);
     }
 }

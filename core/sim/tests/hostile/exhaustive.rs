@@ -1,12 +1,22 @@
 //! Every small ring, and every small request over every small object.
 
+use sluice_core::blk::BlkFeatures;
 use sluice_core::image::{Backing, Geometry};
+use sluice_core::limits::SEGMENTS_MAX;
+use sluice_core::memory::{MemoryMap, RegionId, Segment, SharedMemory};
 use sluice_core::placement::{ClusterId, Epoch, OsdNum, PgNum, PoolConfig, PoolId, Update};
 use sluice_core::shard::Input;
 use sluice_core::time::Instant;
-use sluice_sim::compare::compare;
+use sluice_core::virtqueue::chain::take_packed;
+use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED, PackedDescriptor};
+use sluice_core::virtqueue::packed::parts;
+use sluice_core::virtqueue::{PackedBase, PackedRing, Rings};
+use sluice_sim::compare::{compare, compare_row};
+use sluice_sim::memory::FlatMemory;
 use sluice_sim::reference::Answer;
 use sluice_sim::rig::{Desc, HIGH_GUEST, Rig, Setup, WILD};
+
+use zerocopy::byteorder::little_endian::U16;
 
 use super::{DATA, HEADER, I, IN, N, OUT, R, STATUS, TABLE, W, rig};
 
@@ -99,6 +109,139 @@ fn every_chain_of_up_to_three_descriptors_in_every_ring_of_up_to_four() {
         assert!(done > 0, "some are good");
         assert_eq!(rig.broken, None);
     }
+}
+
+/// Every row of up to `depth` descriptors more. Returns how many were run, and how many of those
+/// were carried out.
+fn extend_row(rig: &mut Rig<'_>, row: &mut Vec<(u64, u32, u16)>, depth: u16) -> (u64, u64) {
+    let (mut count, mut done) = (0, 0);
+    for shape in SHAPES {
+        row.push(shape);
+        let id = u16::try_from(row.len() - 1).unwrap();
+        count += 1;
+        done += u64::from(matches!(compare_row(rig, id, row), Answer::Do(..)));
+        if depth > 1 {
+            let (more, deeds) = extend_row(rig, row, depth - 1);
+            (count, done) = (count + more, done + deeds);
+        }
+        row.pop();
+    }
+    (count, done)
+}
+
+//= spec/packed.md#PVQ-6
+//= spec/packed.md#PVQ-7
+#[test]
+fn every_row_of_up_to_three_descriptors_in_every_packed_ring_of_up_to_four() {
+    for size in 1..=4 {
+        let mut setup = Setup { size, base: 0x8000, ..Setup::default() };
+        setup.features |= BlkFeatures::RING_PACKED;
+        rig!(rig, setup);
+        prepare(&rig);
+        rig.table(TABLE, &[(HEADER, 16, 0, 0), (DATA, 512, 0, W), (STATUS, 1, 0, W)]);
+        rig.table(TABLE + 64, &[(DATA, 512, 3, W | N), (STATUS, 1, 7, W)]);
+        let (count, done) = extend_row(&mut rig, &mut Vec::new(), size.min(3));
+        println!("{count} rows in rings of {size}, {done} of them good");
+        assert_eq!(count, [18, 18 + 324, 18 + 324 + 5832][usize::from(size.min(3) - 1)]);
+        assert!(done > 0, "some are good");
+        assert_eq!(rig.broken, None);
+    }
+}
+
+/// A ring's entries as flags and id; what is to be taken of them when looked at for this lap.
+fn expected(ring: &[(u16, u16)], first: usize, wrap: bool) -> (Vec<(u16, u16)>, bool) {
+    let (mut taken, mut at, mut held) = (Vec::new(), 0, 0);
+    // Entry and lap of the so-many-th place.
+    let place = |at: usize| {
+        let (index, lap) = ((first + at) % ring.len(), wrap ^ (first + at >= ring.len()));
+        let (flags, id) = ring[index];
+        let here = flags & (DESC_AVAIL | DESC_USED) == if lap { DESC_AVAIL } else { DESC_USED };
+        (here, flags & N != 0, id)
+    };
+    loop {
+        // One lap ahead of the first place its own flags are found again, which are of another.
+        if at == ring.len() || !place(at).0 {
+            return (taken, false);
+        }
+        let mut end = at;
+        while place(end).1 {
+            end += 1;
+            if end == ring.len() || !place(end).0 {
+                return (taken, true);
+            }
+        }
+        let id = place(end).2;
+        if usize::from(id) >= ring.len() || taken.iter().any(|&(other, _)| other == id) {
+            return (taken, true);
+        }
+        let count = u16::try_from(end - at + 1).unwrap();
+        taken.push((id, count));
+        held += count;
+        at = usize::from(held);
+    }
+}
+
+/// All that a ring can say of whose entries are, how they hang together and what they are called.
+//= spec/packed.md#PVQ-2
+//= spec/packed.md#PVQ-4
+//= spec/packed.md#PVQ-5
+#[test]
+fn every_packed_ring_of_up_to_four_entries() {
+    let mem = FlatMemory::new(&[128]);
+    let map = MemoryMap::new();
+    let part = |at| (RegionId(0), at);
+    let rings = Rings { desc: part(0), avail: part(64), used: part(68) };
+    let mut segments = [Segment::EMPTY; SEGMENTS_MAX];
+    let (mut count, mut broken) = (0_u64, 0_u64);
+    for size in 1..=4_u16 {
+        // Ids that are the first, the last, and none.
+        let ids = [0, size - 1, size];
+        let laps = [0, DESC_AVAIL, DESC_USED, DESC_AVAIL | DESC_USED];
+        let entries: Vec<(u16, u16)> = laps
+            .iter()
+            .flat_map(|lap| [*lap, lap | N])
+            .flat_map(|flags| ids.map(|id| (flags, id)))
+            .collect();
+        let kinds = entries.len();
+        for number in 0..kinds.pow(size.into()) {
+            let mut rest = number;
+            let ring: Vec<(u16, u16)> = (0..size)
+                .map(|_| {
+                    let entry = entries[rest % kinds];
+                    rest /= kinds;
+                    entry
+                })
+                .collect();
+            for (index, &(flags, id)) in ring.iter().enumerate() {
+                let descriptor = PackedDescriptor {
+                    id: U16::new(id),
+                    flags: U16::new(flags),
+                    ..PackedDescriptor::EMPTY
+                };
+                mem.write(RegionId(0), 16 * index as u64, &descriptor).unwrap();
+            }
+            for (first, wrap) in (0..size).flat_map(|first| [(first, false), (first, true)]) {
+                let bits = u32::from(first | u16::from(wrap) << 15);
+                let base = PackedBase::from_bits(bits | bits << 16, size).unwrap();
+                let mut device = PackedRing::start(rings, size, base, false);
+                let mut taken = Vec::new();
+                let fault = loop {
+                    match take_packed(&mem, &map, &mut device, &mut segments) {
+                        Ok(Some(chain)) => taken.push(chain.token),
+                        Ok(None) => break false,
+                        Err(_) => break true,
+                    }
+                };
+                let (names, breaks) = expected(&ring, first.into(), wrap);
+                let found: Vec<_> = taken.iter().map(|&token| parts(token)).collect();
+                assert_eq!((found, fault), (names, breaks), "{ring:x?} from {first} {wrap}");
+                count += 1;
+                broken += u64::from(fault);
+            }
+        }
+    }
+    println!("{count} rings, {broken} of them broken");
+    assert!(broken > 0 && broken < count);
 }
 
 //= spec/placement.md#PLC-1

@@ -1,4 +1,4 @@
-//! A guest that writes whatever it likes into a split ring, whenever it likes.
+//! A guest that writes whatever it likes into its ring, whenever it likes.
 
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::ControlEvent;
@@ -12,11 +12,64 @@ use crate::memory::{address, length, view};
 /// Steps of one input; more than this says nothing new.
 const STEPS: usize = 200;
 
-/// A sequence of guest stores, polls and replies on one running queue.
+/// What a guest does to its ring at one of six steps.
+type Write = fn(u8, &mut Bytes<'_>, &mut Rig<'_>);
+
+/// A sequence of guest stores, polls and replies on one running queue with a split ring.
 pub fn virtqueue_split(data: &[u8]) {
     let bytes = &mut Bytes::new(data);
     let (size, base) = (1 << bytes.below(6), bytes.pick(&[0, 1, 0x7fff, 0xfffe]));
+    run(bytes, Setup { size, base, ..Setup::default() }, write_split);
+}
+
+/// The same with a packed ring.
+pub fn virtqueue_packed(data: &[u8]) {
+    let bytes = &mut Bytes::new(data);
+    let size = 1 + u16::from(bytes.below(40));
+    let base = (u16::from(bytes.u8()) % size) | bytes.pick(&[0, 0x8000]);
     let mut setup = Setup { size, base, ..Setup::default() };
+    setup.features |= BlkFeatures::RING_PACKED;
+    run(bytes, setup, write_packed);
+}
+
+fn write_split(step: u8, bytes: &mut Bytes<'_>, rig: &mut Rig<'_>) {
+    match step {
+        0 | 1 => {
+            let index = u16::from(bytes.u8()) % rig.size();
+            rig.desc(index, (address(bytes), length(bytes), bytes.below(8).into(), next(bytes)));
+        }
+        5..=7 => rig.offer(next(bytes)),
+        _ => rig.set_avail(rig.avail_index().wrapping_add(u16::from(bytes.u8()))),
+    }
+}
+
+fn write_packed(step: u8, bytes: &mut Bytes<'_>, rig: &mut Rig<'_>) {
+    let place = rig.next_place();
+    match step {
+        // Any entry in any state, or one of the next in the right lap.
+        0 => {
+            let index = u16::from(bytes.u8()) % rig.size();
+            let flags = u16::from(bytes.below(8)) | bytes.pick(&[0, 0x80, 0x8000, 0x8080]);
+            rig.desc(index, (address(bytes), length(bytes), next(bytes), flags));
+        }
+        1 => {
+            let (index, wrap) = rig.place_after(place, bytes.below(4).into());
+            let flags = u16::from(bytes.below(8)) | Rig::lap(wrap);
+            rig.desc(index, (address(bytes), length(bytes), next(bytes), flags));
+        }
+        // A chain as it should be, of up to as many entries as there are and one more.
+        5..=7 => {
+            let count = 1 + usize::from(u16::from(bytes.u8()) % (rig.size() + 1)).min(5);
+            let row: Vec<_> = (0..count)
+                .map(|_| (address(bytes), length(bytes), u16::from(bytes.below(4)) << 1))
+                .collect();
+            rig.offer_row(next(bytes), &row);
+        }
+        _ => rig.skip_row(next(bytes), u16::from(bytes.u8()) % rig.size()),
+    }
+}
+
+fn run(bytes: &mut Bytes<'_>, mut setup: Setup, write: Write) {
     setup.features.set(BlkFeatures::EVENT_IDX, bytes.bool());
     let (mut arena, mem) = (rig::arena(8), rig::memory());
     let memory = view(bytes, &mem);
@@ -27,13 +80,7 @@ pub fn virtqueue_split(data: &[u8]) {
             break;
         }
         match bytes.below(16) {
-            0 | 1 => {
-                let index = u16::from(bytes.u8()) % rig.size();
-                rig.desc(
-                    index,
-                    (address(bytes), length(bytes), bytes.below(8).into(), next(bytes)),
-                );
-            }
+            step @ (0 | 1 | 5..=8) => write(step, bytes, &mut rig),
             2 => {
                 let (at, taken) = (u64::from(bytes.u16()) % 0x1000, bytes.below(32));
                 mem.fill(RING, at, bytes.take(taken.into()));
@@ -48,8 +95,6 @@ pub fn virtqueue_split(data: &[u8]) {
                 let (kind, sector) = (bytes.below(16), bytes.below(32));
                 rig.header(rig::LOW_GUEST + u64::from(at), kind.into(), sector.into());
             }
-            5..=7 => rig.offer(next(bytes)),
-            8 => rig.set_avail(rig.avail_index().wrapping_add(u16::from(bytes.u8()))),
             9 => rig.turn_in(&memory),
             10 => {
                 rig.take_in(&memory);
@@ -94,7 +139,9 @@ fn finish(rig: &mut Rig<'_>, mut pending: Vec<Op>) {
     assert_eq!((rig.shard.live(), rig.shard.ops_live()), (0, 0));
     assert!(rig.effects.contains(&Effect::Left(rig.device)));
     rig.attach();
-    assert_eq!(rig.run(0).len(), 1);
+    let used =
+        if rig.is_packed() { rig.run_row(0, &[(rig::LOW_GUEST, 16, 0)]) } else { rig.run(0) };
+    assert_eq!(used.len(), 1);
 }
 
 fn next(bytes: &mut Bytes<'_>) -> u16 {

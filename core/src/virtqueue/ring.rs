@@ -1,0 +1,189 @@
+//! A ring of either format: what the rest of the core sees of a virtqueue.
+
+use super::{ChainToken, PackedRing, QueueFault, SplitRing};
+use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+
+/// Where the three parts of a ring lie, each wholly inside one region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Rings {
+    /// Descriptor table, or descriptor ring.
+    pub desc: (RegionId, u64),
+    /// Available ring, or the driver's event suppression.
+    pub avail: (RegionId, u64),
+    /// Used ring, or the device's event suppression.
+    pub used: (RegionId, u64),
+}
+
+impl Rings {
+    /// Whether a part of the ring lies in this region.
+    #[must_use]
+    pub fn lie_in(&self, region: RegionId) -> bool {
+        [self.desc.0, self.avail.0, self.used.0].contains(&region)
+    }
+}
+
+/// The device's side of one running virtqueue. What the methods promise stands at the formats.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the formats")]
+#[expect(clippy::large_enum_variant, reason = "a queue has room for either, and there is no box")]
+pub enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+/// The same call for whichever format it is.
+macro_rules! either {
+    ($self:expr, $ring:ident => $call:expr) => {
+        match $self {
+            Self::Split($ring) => $call,
+            Self::Packed($ring) => $call,
+        }
+    };
+}
+
+impl Ring {
+    /// Moves to other mappings of the same ring.
+    pub fn relocate(&mut self, rings: Rings) {
+        either!(self, ring => ring.relocate(rings));
+    }
+
+    /// Where its parts lie.
+    #[must_use]
+    pub const fn rings(&self) -> &Rings {
+        either!(self, ring => ring.rings())
+    }
+
+    /// The parts that the device writes, with their lengths.
+    pub(crate) fn written(&self) -> [((RegionId, u64), u64); 2] {
+        match self {
+            Self::Split(ring) => [ring.written(), (ring.rings().used, 0)],
+            Self::Packed(ring) => ring.written(),
+        }
+    }
+
+    /// What a stopped queue reports as its base.
+    #[must_use]
+    pub const fn base(&self) -> u32 {
+        match self {
+            Self::Split(ring) => ring.next_avail() as u32,
+            Self::Packed(ring) => ring.base().bits(),
+        }
+    }
+
+    /// The used index as published; of a packed ring with its wrap counter in the highest bit.
+    #[must_use]
+    pub const fn next_used(&self) -> u16 {
+        match self {
+            Self::Split(ring) => ring.next_used(),
+            Self::Packed(ring) => ring.base().used.bits(),
+        }
+    }
+
+    /// Whether chains wait to be taken again.
+    #[must_use]
+    pub fn is_resubmitting(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_resubmitting(),
+            Self::Packed(_) => false,
+        }
+    }
+
+    /// Takes nothing new any more; what is to be taken again still is.
+    pub const fn close(&mut self) {
+        if let Self::Split(ring) = self {
+            ring.close();
+        }
+    }
+
+    /// Takes nothing again; `false` when there was nothing.
+    pub fn give_up(&mut self) -> bool {
+        match self {
+            Self::Split(ring) => ring.give_up(),
+            Self::Packed(_) => false,
+        }
+    }
+
+    /// At most how many chains wait; 0 only when none does.
+    ///
+    /// # Errors
+    /// When the driver made more available than the ring holds.
+    #[inline]
+    pub fn available(&mut self, mem: &impl SharedMemory) -> Result<u16, QueueFault> {
+        either!(self, ring => ring.available(mem))
+    }
+
+    /// Asks for the lines of a chain that is likely to be taken next.
+    #[inline]
+    pub fn prefetch(&self, mem: &impl SharedMemory, chain: ChainToken) {
+        match self {
+            Self::Split(ring) => ring.prefetch(mem, chain),
+            Self::Packed(ring) => ring.prefetch(mem),
+        }
+    }
+
+    /// Writes one of a batch of used chains, the `ahead`-th, invisible until
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// When the ring is no longer mapped.
+    #[inline]
+    pub fn write_used(
+        &mut self,
+        mem: &impl SharedMemory,
+        ahead: u16,
+        token: ChainToken,
+        len: u32,
+    ) -> Result<(), OutOfRegion> {
+        match self {
+            Self::Split(ring) => ring.write_used(mem, ahead, token, len),
+            Self::Packed(ring) => ring.write_used(mem, token, len),
+        }
+    }
+
+    /// Makes a batch of `count` used chains visible.
+    ///
+    /// # Errors
+    /// When the ring is no longer mapped.
+    #[inline]
+    pub fn publish(&mut self, mem: &impl SharedMemory, count: u16) -> Result<(), OutOfRegion> {
+        match self {
+            Self::Split(ring) => ring.publish(mem, count),
+            Self::Packed(ring) => ring.publish(mem),
+        }
+    }
+
+    /// Lets a chain that was given back come again.
+    #[inline]
+    pub fn forget(&mut self, token: ChainToken) {
+        either!(self, ring => ring.forget(token));
+    }
+
+    /// Whether the driver wants to hear of the batch of `count` that was just published.
+    ///
+    /// # Errors
+    /// When the ring is no longer mapped.
+    #[inline]
+    pub fn wants_notify(&self, mem: &impl SharedMemory, count: u16) -> Result<bool, OutOfRegion> {
+        match self {
+            Self::Split(ring) => ring.wants_notify(mem, count),
+            Self::Packed(ring) => ring.wants_notify(mem),
+        }
+    }
+
+    /// Asks the driver for a notification at its next chain; `true` when one came meanwhile.
+    ///
+    /// # Errors
+    /// As [`available`](Self::available).
+    pub fn arm(&mut self, mem: &impl SharedMemory) -> Result<bool, QueueFault> {
+        either!(self, ring => ring.arm(mem))
+    }
+
+    /// Tells the driver that notifications are of no use.
+    ///
+    /// # Errors
+    /// When the ring is no longer mapped.
+    pub fn disarm(&mut self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
+        either!(self, ring => ring.disarm(mem))
+    }
+}
