@@ -99,7 +99,8 @@ pub struct Image {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CaptureNews {
     Take,
-    GiveUp,
+    /// Give it up, which was asked for or held until now.
+    GiveUp(Capture),
 }
 
 impl Image {
@@ -130,12 +131,23 @@ impl Image {
 }
 
 impl Image {
-    /// It is used again: if it was to be given up, and the shell has not been told, it is kept.
+    /// Nobody uses it any more.
+    pub(crate) fn give_up(&mut self) {
+        let was = core::mem::replace(&mut self.capture, Capture::None);
+        self.news = match (self.news, was) {
+            // The shell has not heard that it was to be taken.
+            (Some(CaptureNews::Take), _) | (_, Capture::None) => None,
+            _ => Some(CaptureNews::GiveUp(was)),
+        };
+    }
+
+    /// It is used again: if it was to be given up, and the shell has not heard of that, it is
+    /// as it was.
     #[inline]
     pub(crate) fn keep(&mut self) {
-        if self.news == Some(CaptureNews::GiveUp) {
+        if let Some(CaptureNews::GiveUp(was)) = self.news {
             self.news = None;
-            self.capture = Capture::Granted;
+            self.capture = was;
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::device::{
     ControlEvent, ControlFault, ControlReply, Device, DeviceId, InflightArea, NO_QUEUE, Phase,
     ProtocolFeatures, QueueId, RegionList, RingAddresses, Step, find_rings,
 };
-use crate::image::{Capture, CaptureNews, ImageId};
+use crate::image::{Capture, ImageId};
 use crate::inflight::{self, InflightFault};
 use crate::memory::{RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -449,8 +449,7 @@ impl Shard<'_> {
         if self.devices.used().any(used) || self.images[index].capture == Capture::None {
             return;
         }
-        self.images[index].capture = Capture::None;
-        self.images[index].news = Some(CaptureNews::GiveUp);
+        self.images[index].give_up();
         self.list_image(index);
     }
 

@@ -395,7 +395,7 @@ impl<'s> Shard<'s> {
             }
             match image.news.take() {
                 Some(CaptureNews::Take) => return Some(Effect::Capture(ImageId(index))),
-                Some(CaptureNews::GiveUp) => return Some(Effect::Release(ImageId(index))),
+                Some(CaptureNews::GiveUp(_)) => return Some(Effect::Release(ImageId(index))),
                 None => {}
             }
             self.image_news.pop(&mut self.images);
