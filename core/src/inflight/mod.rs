@@ -11,8 +11,11 @@ use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
 
+pub mod packed;
+mod packed_recover;
 pub mod recover;
 
+pub use packed_recover::{PackedResumed, PackedState, resume_packed};
 pub use recover::{InflightFault, Resubmission, RingState, resume};
 
 /// What stands before the records of one queue.

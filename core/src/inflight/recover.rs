@@ -20,9 +20,9 @@ pub enum InflightFault {
     Layout,
     /// The ring's used index is further than one queue from the settled one.
     UsedIndex,
-    /// The list of the last batch leaves the records or meets itself.
+    /// The list of a batch, or of a chain, leaves the records or meets itself or another.
     Batch,
-    /// More chains are marked than the driver waits for.
+    /// More chains are marked than the driver waits for, or records are in no list.
     Count,
     /// The front end wants to go on somewhere else.
     Base,
@@ -139,18 +139,43 @@ fn last_batch(
     }
     let count = if planted(Fault::OneHeadBatch) { count.min(1) } else { count };
     let count = if planted(Fault::BatchForgotten) { 0 } else { count };
-    let mut seen = [false; QUEUE_SIZE_MAX as usize];
+    let mut members = Members::new(ring.size);
     let mut batch = Resubmission::new();
     let mut head = header.last_batch_head.get();
     for _ in 0..count {
-        let record = records.get(usize::from(head)).ok_or(InflightFault::Batch)?;
-        if core::mem::replace(&mut seen[usize::from(head)], true) {
-            return Err(InflightFault::Batch);
-        }
+        members.add(head)?;
         batch.push(head).map_err(|_| InflightFault::Batch)?;
-        head = record.next.get();
+        head = records[usize::from(head)].next.get();
     }
     Ok(batch)
+}
+
+/// Records that were found in lists: each may be in one, once.
+#[derive(Clone, Debug)]
+pub(super) struct Members {
+    seen: [bool; QUEUE_SIZE_MAX as usize],
+    size: u16,
+}
+
+impl Members {
+    pub(super) const fn new(size: u16) -> Self {
+        Self { seen: [false; QUEUE_SIZE_MAX as usize], size }
+    }
+
+    pub(super) fn add(&mut self, at: u16) -> Result<(), InflightFault> {
+        if at >= self.size || core::mem::replace(&mut self.seen[usize::from(at)], true) {
+            return Err(InflightFault::Batch);
+        }
+        Ok(())
+    }
+
+    pub(super) const fn has(&self, at: u16) -> bool {
+        self.seen[at as usize]
+    }
+
+    pub(super) fn is_all(&self) -> bool {
+        self.seen[..usize::from(self.size)].iter().all(|&seen| seen)
+    }
 }
 
 /// The marked heads, the one that was taken last first.
