@@ -259,6 +259,7 @@ fn check(facts: &Facts, header: Header, rule: &Rule) -> Result<(), GateFault> {
     if too_many || !agrees(rule.descriptors.0, rule.descriptors.1) {
         return Err(GateFault::Descriptors);
     }
+    //= spec/vhost-user.md#VHU-4
     if let Some(word) = facts.word.filter(|_| rule.ring_word) {
         let descriptors = u8::from(word & NO_DESCRIPTOR == 0);
         if word & !(RING_BITS | NO_DESCRIPTOR) != 0 || !agrees(descriptors, descriptors) {

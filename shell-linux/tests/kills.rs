@@ -210,10 +210,13 @@ fn a_keeper_that_dies_does_no_harm() {
     let place = Place::new();
     let args = ["--park", "keeper"];
     let mut first = place.serve(Path::new(SLUICE), "disk.sock", &args);
+    until("keeper", || place.keeper().exists());
     let mode = std::fs::metadata(place.keeper()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "for this user alone");
     let children = format!("/proc/{0}/task/{0}/children", first.0.id());
-    let keeper: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let child = || std::fs::read_to_string(&children).unwrap().trim().parse::<i32>();
+    until("keeper", || child().is_ok());
+    let keeper = child().unwrap();
     let load = check(&place.path("disk.sock"), &["--seconds", "3", "--reconnect"]);
     std::thread::sleep(Duration::from_millis(300));
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();

@@ -93,6 +93,7 @@ impl<'e> Front<'e> {
     }
 
     /// Takes a disk's parking up, and the connection that a predecessor has left in it.
+    //= spec/parking.md#PRK-8
     pub(super) fn take_up(&mut self, place: Place, now: Instant) -> anyhow::Result<()> {
         let (mut parked, found) = Parked::take_up(place)?;
         if let Some(found) = found {
