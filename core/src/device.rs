@@ -282,6 +282,7 @@ pub(crate) enum Step {
     Stop { index: u16 },
     ReplaceTable,
     RemoveRegion { guest: u64, user: u64, size: u64 },
+    GetInflight { bytes: u64 },
     SetInflight(InflightArea),
     SetLog(DirtyLog),
 }
@@ -506,13 +507,10 @@ impl Device {
                 Ok(Step::SetLog(DirtyLog { region, bytes }))
             }
             // Nothing to hand out: front ends go on without a region then.
-            //= spec/packed.md#PVQ-13
-            E::GetInflight { queues, size } if self.packed() => {
-                self.inflight_bytes(queues, size)?;
-                answer(ControlReply::Value(0))
-            }
             E::GetInflight { queues, size } => {
-                answer(ControlReply::Value(self.inflight_bytes(queues, size)?))
+                let bytes = self.inflight_bytes(queues, size)?;
+                //= spec/packed.md#PVQ-13
+                Ok(Step::GetInflight { bytes: if self.packed() { 0 } else { bytes } })
             }
             //= spec/inflight.md#INF-2
             E::SetInflight { region, offset, len, queues, size } => {

@@ -86,6 +86,17 @@ impl Shard<'_> {
                     device.map.disown(old.region);
                 }
             }
+            Step::GetInflight { bytes } => {
+                // Who asks for a region has none: an earlier one was another driver's.
+                //= spec/inflight.md#INF-12
+                let device = &mut self.devices[device];
+                if device.running == 0
+                    && let Some(old) = device.inflight.take()
+                {
+                    device.map.disown(old.region);
+                }
+                return Ok(ControlReply::Value(bytes));
+            }
             Step::SetInflight(area) => {
                 let device = &mut self.devices[device];
                 device.map.adopt(area.region).map_err(ControlFault::Memory)?;

@@ -135,6 +135,9 @@ impl Record {
                     file,
                 });
             }
+            E::GetInflight { .. } if self.rings.values().all(|ring| !ring.started) => {
+                self.inflight = None;
+            }
             E::SetLogBase { bytes, .. } => {
                 let log = |&Mapped { offset, file }| Log { bytes, offset, file };
                 self.log = mapped.first().map(log);

@@ -28,8 +28,12 @@ impl Loop<'_> {
                     self.control(device, event, mappings, fd);
                 }
                 Message::Resized(device, bytes) => {
-                    let image = ImageId(device.0);
-                    self.handle(Input::Resized(image, bytes / SECTOR_BYTES));
+                    if self.served[device.0 as usize].store.resized(bytes) {
+                        let image = ImageId(device.0);
+                        self.handle(Input::Resized(image, bytes / SECTOR_BYTES));
+                    } else {
+                        tracing::warn!(bytes, "no size for an image; the old one is kept to");
+                    }
                 }
                 Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
                 Message::Shutdown => {

@@ -103,6 +103,17 @@ impl FileStore {
         self.config
     }
 
+    /// The file has another size; `false` when that is none for an image, and the old one stays.
+    //= spec/store.md#STO-21
+    pub(super) fn resized(&mut self, bytes: u64) -> bool {
+        let sound = bytes > 0 && bytes.is_multiple_of(u64::from(self.config.block_bytes));
+        if sound {
+            self.bytes = bytes;
+            self.config.capacity_sectors = bytes / SECTOR_BYTES;
+        }
+        sound
+    }
+
     pub(super) const fn counters(&self) -> Counters {
         self.failures.counters
     }

@@ -169,6 +169,15 @@ impl Store {
         }
     }
 
+    /// The image's file has another size; `false` when that is none for an image.
+    pub fn resized(&mut self, bytes: u64) -> bool {
+        match self {
+            Self::File(file) => file.resized(bytes),
+            Self::Delayed(delayed) => delayed.store.resized(bytes),
+            Self::Null(_) | Self::Memory(_) => false,
+        }
+    }
+
     /// Gives the image up, as soon as nothing is under way.
     pub fn release(&mut self) {
         match self {

@@ -129,3 +129,23 @@ fn the_engine_follows_the_file_system() {
     let said = take(&image(disk.path(), MIB), OpenOptions::default()).describe();
     assert!(!said.contains("inline"), "{said}");
 }
+
+//= spec/store.md#STO-21
+#[test]
+fn a_file_that_grows_is_used_to_its_end() {
+    let dir = tmpfs();
+    let path = image(dir.path(), MIB);
+    let mut store = take(&path, OpenOptions::default());
+    let guest = Guest::new(MIB);
+    let pieces = [guest.piece(0, 4096)];
+    let write = op(1, OpKind::Write, MIB, 4096);
+    assert!(run(&mut store, &write, &pieces, &guest.mem) < 0, "behind the end");
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(2 * MIB).unwrap();
+    for none in [0, 2 * MIB + 1] {
+        assert!(!store.resized(none));
+    }
+    assert!(store.resized(2 * MIB));
+    assert_eq!(store.config().capacity_sectors, 2 * MIB / 512);
+    assert_eq!(run(&mut store, &write, &pieces, &guest.mem), 4096);
+    assert!(!Store::null(MIB).resized(2 * MIB), "there is no file");
+}

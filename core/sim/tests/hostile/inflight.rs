@@ -393,3 +393,21 @@ fn a_stop_is_answered_when_the_rest_cannot_be_taken() {
         |effect: &Effect| matches!(effect, Effect::Reply(_, ControlReply::VringBase { .. }));
     assert!(rig.effects.iter().any(answered), "{:?}", rig.effects);
 }
+
+/// Firmware has used the device over the same connection, and the region was its.
+//= spec/inflight.md#INF-12
+#[test]
+fn who_asks_for_a_region_has_none() {
+    let (mut arena, mem) = (arena(64), memory());
+    let mut rig = Rig::new(&mut arena, &mem, Setup::default());
+    rig.input(Input::FrontEndGone(rig.device));
+    rig.effects.clear();
+    rig.go_on(&[region()], 0);
+    let ask = ControlEvent::GetInflight { queues: 1, size: SIZE };
+    assert!(matches!(rig.control(ask.clone()), Some(ControlReply::Value(1..))));
+    assert!(rig.effects.is_empty(), "a queue runs with it");
+    rig.control(ControlEvent::GetVringBase { index: 0 });
+    rig.effects.clear();
+    assert!(matches!(rig.control(ask), Some(ControlReply::Value(1..))));
+    assert_eq!(rig.effects.pop_front(), Some(Effect::Unmap(HIGH)));
+}
