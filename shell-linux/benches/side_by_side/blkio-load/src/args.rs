@@ -4,8 +4,9 @@ use std::time::Duration;
 
 const USAGE: &str = "usage: blkio-load --path SOCKET [--rw randread|randwrite|read|write] \
 [--bs 4096] [--qd 32] [--time 3] [--warm 0.5] [--queue-size 512] [--cpu 1] [--poll 1|0] \
-[--huge 0|1] [--idle-n 0 --idle-prefix PREFIX]
---qd 0 only connects and sleeps for --time seconds; --path may then be left out";
+[--huge 0|1] [--idle-n 0 --idle-prefix PREFIX] [--wake-cpu 0]
+--qd 0 only connects and sleeps for --time seconds; --path may then be left out
+--wake-cpu measures no disk: a thread there and one here do nothing but wake each other";
 
 /// What to run.
 pub struct Args {
@@ -22,6 +23,7 @@ pub struct Args {
     pub huge: bool,
     pub idle_n: usize,
     pub idle_prefix: String,
+    pub wake_cpu: Option<usize>,
 }
 
 impl Args {
@@ -41,6 +43,7 @@ impl Args {
             huge: false,
             idle_n: 0,
             idle_prefix: String::new(),
+            wake_cpu: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(flag) = words.next() {
@@ -56,7 +59,7 @@ impl Args {
         if args.bs == 0 || !args.bs.is_multiple_of(512) {
             return Err("--bs must be a multiple of 512".into());
         }
-        if args.path.is_none() && (args.qd > 0 || args.idle_n == 0) {
+        if args.wake_cpu.is_none() && args.path.is_none() && (args.qd > 0 || args.idle_n == 0) {
             return Err(USAGE.into());
         }
         if args.idle_n > 0 && args.idle_prefix.is_empty() {
@@ -87,6 +90,7 @@ impl Args {
             "--huge" => self.huge = number::<u8>(flag, &value)? != 0,
             "--idle-n" => self.idle_n = number(flag, &value)?,
             "--idle-prefix" => self.idle_prefix = value,
+            "--wake-cpu" => self.wake_cpu = Some(number(flag, &value)?),
             _ => return Err(format!("{flag}: unknown\n{USAGE}")),
         }
         Ok(())

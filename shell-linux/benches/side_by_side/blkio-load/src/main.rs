@@ -9,6 +9,7 @@
 mod args;
 mod histogram;
 mod sys;
+mod wake;
 
 use args::Args;
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
@@ -38,6 +39,11 @@ fn run() -> Result<()> {
     let args = Args::parse()?;
     if let Some(cpu) = args.cpu {
         sys::pin(cpu)?;
+    }
+    if let Some(cpu) = args.wake_cpu {
+        let iops = wake::round_trips(args.time, cpu)?;
+        println!("{}", Report { iops, ..Report::default() }.json());
+        return Ok(());
     }
     // A target that loses a request must end the run, and a time-out passed to the crate would
     // read the clock on every spin. The default action of the signal is enough.

@@ -1,7 +1,9 @@
 //! The system calls, the clock, and all the unsafe they need.
 
 use blkio::MemoryRegion;
+use std::fs::File;
 use std::io::{Error, Result};
+use std::os::fd::FromRawFd;
 use std::time::{Duration, Instant};
 
 const HUGE_PAGE: usize = 2 << 20;
@@ -22,6 +24,17 @@ pub fn pin(cpu: usize) -> Result<()> {
     } else {
         Err(Error::last_os_error())
     }
+}
+
+/// A counter that wakes whoever reads it.
+pub fn event() -> Result<File> {
+    // SAFETY: makes a descriptor that nobody else has.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: as above.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Ends the process by signal once `limit` has passed.
