@@ -8,7 +8,7 @@ use sluice_sim::watched::mix;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("virtqueue_split", sluice_fuzz::virtqueue_split),
     ("virtqueue_packed", sluice_fuzz::virtqueue_packed),
     ("blk_request", sluice_fuzz::blk_request),
