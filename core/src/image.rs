@@ -141,6 +141,13 @@ impl Image {
         };
     }
 
+    /// The grant has come while it was about to be given up.
+    pub(crate) fn granted_late(&mut self) {
+        if let Some(CaptureNews::GiveUp(was)) = &mut self.news {
+            *was = Capture::Granted;
+        }
+    }
+
     /// It is used again: if it was to be given up, and the shell has not heard of that, it is
     /// as it was.
     #[inline]

@@ -362,6 +362,9 @@ impl<'s> Shard<'s> {
     //= spec/lifecycle.md#LIF-12
     fn capture(&mut self, id: ImageId, granted: Granted) {
         let image = &mut self.images[id.0];
+        if granted == Granted::Yes {
+            image.granted_late();
+        }
         if granted == Granted::No || image.capture != Capture::Asked {
             return;
         }

@@ -255,6 +255,44 @@ fn an_image_that_is_used_again_before_it_was_given_up_is_kept() {
     assert!(!rig.effects.iter().any(|effect| matches!(effect, Effect::Release(_))));
 }
 
+/// Seed 1036 waited for ever: the grant came between the stop and the next request.
+//= spec/migration.md#MIG-5
+#[test]
+fn seed_1036_a_grant_that_comes_between_a_stop_and_a_start_counts() {
+    use sluice_core::shard::{Granted, Input};
+    use sluice_core::time::Instant;
+    let (mut arena, mem) = (arena(64), memory());
+    let mut rig = Rig::new(&mut arena, &mem, Setup { grant: false, ..Setup::default() });
+    let (device, image, index) = (rig.device, rig.image, 0);
+    rig.link(&crossing(W));
+    // Asked for by a read, which its front end takes back by going away.
+    rig.header(HEADER, IN, 8);
+    rig.offer(0);
+    rig.take_in(&mem);
+    assert_eq!(rig.effects.pop_front(), Some(Effect::Capture(image)));
+    rig.shard.handle(Instant(0), &mem, Input::FrontEndGone(device)).unwrap();
+    rig.shard.publish(&mem);
+    // Nothing was polled, so the shell still holds what it now grants.
+    rig.shard.handle(Instant(0), &mem, Input::Capture(image, Granted::Yes)).unwrap();
+    let regions = Setup::default().regions;
+    let table = sluice_core::device::RegionList::from_slice(&regions).unwrap();
+    let (addresses, size) = (rig.addresses(), rig.size().into());
+    for event in [
+        ControlEvent::SetOwner,
+        ControlEvent::SetFeatures(Setup::default().features.bits()),
+        ControlEvent::SetMemTable(table),
+        ControlEvent::SetVringNum { index, size },
+        ControlEvent::SetVringBase { index, base: 0 },
+        ControlEvent::SetVringAddr { index, addresses },
+        ControlEvent::SetVringKick { index },
+        ControlEvent::SetVringEnable { index, enable: true },
+    ] {
+        rig.shard.handle(Instant(0), &mem, Input::Control(device, event)).unwrap();
+    }
+    rig.turn();
+    assert_eq!(rig.used().len(), 1, "it does not wait for a grant that has come");
+}
+
 //= spec/migration.md#MIG-5
 #[test]
 fn the_image_is_given_up_before_the_stop_is_told_and_asked_for_again() {
