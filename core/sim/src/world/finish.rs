@@ -1,7 +1,7 @@
 //! The end of a run: healing, coming to rest, and what must be left then.
 
 use sluice_core::device::DeviceId;
-use sluice_core::image::ImageId;
+use sluice_core::image::{Capture, ImageId};
 
 use super::{Event, Phase, World};
 use crate::front::State;
@@ -14,6 +14,15 @@ impl World<'_> {
         self.mem.inner().spare();
         self.line(None, "heal", format_args!(""));
         self.cluster.errors = 0;
+        // Whoever is asked for an image answers soon now, and so does who was asked before.
+        self.options.capture_max = 1000;
+        for image in 0..self.questions.len() {
+            let number = u32::try_from(image).unwrap_or(u32::MAX);
+            if self.shard.image(ImageId(number)).capture == Capture::Asked {
+                self.questions[image] += 1;
+                self.clock.plan(3, Event::Capture(number, self.questions[image]));
+            }
+        }
         for pg in 1..=self.options.pool.pg_count {
             let osd = self.draw_osd();
             self.move_group(pg, osd);

@@ -255,10 +255,10 @@ fn an_image_that_is_used_again_before_it_was_given_up_is_kept() {
     assert!(!rig.effects.iter().any(|effect| matches!(effect, Effect::Release(_))));
 }
 
-/// Seed 1036 waited for ever: the grant came between the stop and the next request.
+/// The next request would wait for ever.
 //= spec/migration.md#MIG-5
 #[test]
-fn seed_1036_a_grant_that_comes_between_a_stop_and_a_start_counts() {
+fn a_grant_that_comes_between_a_stop_and_a_start_counts() {
     use sluice_core::shard::{Granted, Input};
     use sluice_core::time::Instant;
     let (mut arena, mem) = (arena(64), memory());
