@@ -67,8 +67,6 @@ faults! {
     HeaderTwice,
     /// Writes that were taken before a sync failed are sent after it.
     PoisonIgnored,
-    /// A flush does not begin again when the map changes.
-    SyncsKept,
     /// Writes of a front end that has gone lose their payload.
     PayloadLost,
     /// A late reply is taken for one to the slot's next use.

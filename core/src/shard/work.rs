@@ -170,10 +170,7 @@ impl Shard<'_> {
         let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
         self.cut.append(&mut self.requests, &mut unplaced);
         for request in self.requests.used_mut() {
-            if request.kind == RequestKind::Flush
-                && !request.cursor.is_done()
-                && !planted(Fault::SyncsKept)
-            {
+            if request.kind == RequestKind::Flush && !request.cursor.is_done() {
                 let config = &self.images[request.image].config;
                 request.cursor = Cursor::steps(sync_holders(&self.map, config));
             }
