@@ -3,12 +3,17 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::fault::Fault;
 use super::name::Name;
 use crate::store::lock::{self, Captured};
+
+/// How often a held image is asked for again, and how long between: half a second in all.
+const TRIES: u32 = 25;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a command does with an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,7 @@ pub(super) fn claim(path: &Path, name: &Name, how: Use) -> Result<File, Fault> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(absent(path, name)),
         result => result.with_context(|| format!("cannot open {}", path.display()))?,
     };
-    match lock::take(&file, how == Use::Read) {
+    match take(&file, how) {
         Captured::Yes => Ok(file),
         Captured::Failed(error) => Err(Fault::Failed(error.context(format!("image {name}")))),
         Captured::Held { by: Some(holder), alive: true } => Err(Fault::Taken(format!(
@@ -39,6 +44,20 @@ pub(super) fn claim(path: &Path, name: &Name, how: Use) -> Result<File, Fault> {
              network answers"
         ))),
     }
+}
+
+/// Takes an image, with patience for a holder that is letting go: a process at its end, or a child
+/// between fork and exec, which holds every lock of its parent for that moment.
+fn take(file: &File, how: Use) -> Captured {
+    let mut captured = lock::take(file, how == Use::Read);
+    for _ in 0..TRIES {
+        if !matches!(captured, Captured::Held { .. }) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        captured = lock::take(file, how == Use::Read);
+    }
+    captured
 }
 
 /// Says that there is no such image.
