@@ -58,6 +58,7 @@ pub(crate) fn publish(
     }
     // 6. The marks, and the heads may come again.
     for (_, request) in done.iter(requests) {
+        mem.hand_over(request.status_at.region(), request.status_at.offset);
         if let Some(inflight) = inflight {
             inflight.clear(mem, request.token)?;
         }

@@ -89,6 +89,13 @@ pub trait SharedMemory {
     fn prefetch_write(&self, region: RegionId, offset: u64) {
         let _ = (region, offset);
     }
+
+    /// Hints that the line at this place, which was just written, will be read by the other side
+    /// next. Wrong places are ignored.
+    #[inline]
+    fn hand_over(&self, region: RegionId, offset: u64) {
+        let _ = (region, offset);
+    }
 }
 
 /// A contiguous piece of one region.

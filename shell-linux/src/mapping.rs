@@ -429,4 +429,22 @@ impl SharedMemory for Mappings {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (region, offset);
     }
+
+    #[inline]
+    fn hand_over(&self, region: RegionId, offset: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(address) = self.find(region, offset, 1) {
+            // SAFETY: moving a line to an outer cache changes no byte and never faults. Where the
+            // processor does not know the instruction it does nothing.
+            unsafe {
+                core::arch::asm!(
+                    "cldemote [{}]",
+                    in(reg) address,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (region, offset);
+    }
 }

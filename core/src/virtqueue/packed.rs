@@ -327,7 +327,9 @@ impl PackedRing {
         self.batch = self.next_used;
         self.next_used = self.next_write;
         let first = offset + Self::place(self.batch) + PACKED_FLAGS;
-        mem.store_release_u16(region, first, self.first_flags)
+        mem.store_release_u16(region, first, self.first_flags)?;
+        mem.hand_over(region, first);
+        Ok(())
     }
 
     /// Lets the id and the entries of a chain that was given back come again.

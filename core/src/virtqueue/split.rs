@@ -15,6 +15,9 @@ use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 
+/// Used entries in a line of the cache.
+const USED_PER_LINE: usize = 8;
+
 /// The device's side of one running split virtqueue.
 #[derive(Clone, Debug)]
 pub struct SplitRing {
@@ -259,11 +262,17 @@ impl SplitRing {
     #[inline]
     pub fn publish(&mut self, mem: &impl SharedMemory, count: u16) -> Result<(), OutOfRegion> {
         let (region, offset) = self.rings.used;
+        let first = self.next_used;
         self.next_used = self.next_used.wrapping_add(count);
         match planted(Fault::PlainPublish) {
-            false => mem.store_release_u16(region, offset + USED_IDX, self.next_used),
-            true => mem.write(region, offset + USED_IDX, &U16::new(self.next_used)),
+            false => mem.store_release_u16(region, offset + USED_IDX, self.next_used)?,
+            true => mem.write(region, offset + USED_IDX, &U16::new(self.next_used))?,
         }
+        for ahead in (0..count).step_by(USED_PER_LINE) {
+            let entry = u64::from(first.wrapping_add(ahead) & (self.size - 1));
+            mem.hand_over(region, offset + USED_RING + 8 * entry);
+        }
+        Ok(())
     }
 
     /// Lets a head that was given back come again.
