@@ -74,6 +74,10 @@ pub struct Args {
     #[arg(long)]
     indirect: bool,
 
+    /// Lend no inflight region, as a front end that cannot reconnect; QEMU always does.
+    #[arg(long)]
+    untracked: bool,
+
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -137,6 +141,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         descriptors: if args.indirect { 1 } else { 3 },
         data_bytes: args.bs.next_multiple_of(4096),
         table_entries: if args.indirect { 3 } else { 0 },
+        tracked: !args.untracked,
     };
     let mut guest = Guest::start(connection, wish)?;
     ensure!(!args.indirect || guest.has_tables(), "the device knows no indirect descriptors");

@@ -23,6 +23,8 @@ pub(super) struct Wish {
     pub(super) data_bytes: u64,
     /// Entries of indirect tables; 0 for none.
     pub(super) table_entries: u16,
+    /// Whether what is under way is recorded, where the back end can.
+    pub(super) tracked: bool,
 }
 
 /// A guest with its queues running.
@@ -83,7 +85,10 @@ impl Guest {
         let bytes = wish.data_bytes * u64::from(wish.depth) * u64::from(wish.queues);
         let memory = GuestMemory::new(data + bytes)?;
         let mem = memory.map()?;
-        let inflight = connection.make_inflight(wish.queues, size)?;
+        let inflight = match wish.tracked {
+            true => connection.make_inflight(wish.queues, size)?,
+            false => None,
+        };
         if let Some(region) = &inflight {
             connection.share_inflight(region)?;
         }

@@ -143,6 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         descriptors,
         data_bytes: plan::data_bytes(),
         table_entries: SEGMENTS_MAX + 4,
+        tracked: true,
     };
     let mut guest = Guest::start(connection, wish)?;
     let area = Area::new(&guest.connection, sectors, descriptors - 3, guest.has_tables());
