@@ -18,6 +18,7 @@ use super::engine::Engine;
 use super::ground::Ground;
 use super::lock::{self, Captured};
 use super::options::OpenOptions;
+use super::syncs::Syncs;
 use super::work::failure;
 use super::{marker, probe};
 use crate::mapping::Mappings;
@@ -30,6 +31,7 @@ pub struct FileStore {
     config: ImageConfig,
     how: String,
     engine: Engine,
+    syncs: Syncs,
     captured: bool,
     /// To be given up when the last operation has ended.
     leaving: bool,
@@ -91,6 +93,7 @@ impl FileStore {
             config,
             how,
             engine,
+            syncs: Syncs::default(),
             captured: false,
             leaving: false,
             sync_failed: false,
@@ -126,7 +129,14 @@ impl FileStore {
         mem: &Mappings,
     ) -> Option<i64> {
         let result = match self.check(op) {
-            Ok(()) => self.engine.submit(op, pieces, mem),
+            Ok(()) if self.syncs.hold(op) => None,
+            Ok(()) => {
+                let result = self.engine.submit(op, pieces, mem);
+                if result.is_none() && op.kind == OpKind::Sync {
+                    self.syncs.begun(op);
+                }
+                result
+            }
             Err(errno) => Some(failure(errno)),
         };
         match result {
@@ -143,13 +153,32 @@ impl FileStore {
 
     #[inline]
     pub(super) fn reap(&mut self) -> Option<Reply> {
-        let ended = self.engine.reap()?;
+        let ended = loop {
+            if let Some(ended) = self.syncs.reap() {
+                break ended;
+            }
+            let ended = self.engine.reap()?;
+            if ended.kind != OpKind::Sync {
+                break ended;
+            }
+            self.next_sync(ended.result);
+        };
         self.underway -= 1;
         if self.underway == 0 && self.leaving {
             self.give_up();
         }
         self.look_at(ended.result, ended.kind, ended.offset);
         Some(Reply { id: ended.id, result: ended.result, version: 0 })
+    }
+
+    /// The engine's sync has ended: gives it the next.
+    fn next_sync(&mut self, mut result: i64) {
+        while let Some(next) = self.syncs.over(result) {
+            match self.engine.submit(&next, core::iter::empty(), &Mappings::default()) {
+                Some(at_once) => result = at_once,
+                None => return self.engine.kick(),
+            }
+        }
     }
 
     pub(super) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

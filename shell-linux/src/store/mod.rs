@@ -23,6 +23,7 @@ mod memory;
 mod null;
 mod options;
 mod probe;
+mod syncs;
 mod threads;
 mod uring;
 mod vector;

@@ -38,6 +38,8 @@ pub(crate) struct Behaviour {
     pub(crate) hold_writes: bool,
     /// Writes that have arrived.
     pub(crate) writes: u32,
+    /// Syncs that have arrived.
+    pub(crate) syncs: u32,
     /// Syncs that fail from now on.
     pub(crate) failing_syncs: u32,
     /// Bytes that a read or write moves at most.
@@ -208,11 +210,15 @@ impl Server {
                 self.bytes[at..at + len].copy_from_slice(&body[40..40 + len]);
                 record.u32(u32::try_from(len).unwrap()).u32(0)
             }
-            FSYNC if behaviour.failing_syncs > 0 => {
-                behaviour.failing_syncs -= 1;
-                return Some(Err(libc::EIO));
+            FSYNC => {
+                behaviour.syncs += 1;
+                if behaviour.failing_syncs > 0 {
+                    behaviour.failing_syncs -= 1;
+                    return Some(Err(libc::EIO));
+                }
+                record
             }
-            FSYNC | FLUSH | RELEASE => record,
+            FLUSH | RELEASE => record,
             STATFS => record.zeroes(80),
             _ => return Some(Err(libc::ENOSYS)),
         }))

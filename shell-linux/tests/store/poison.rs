@@ -4,7 +4,7 @@ use sluice_core::op::OpKind;
 use sluice_linux::store::{Captured, EngineKind, OpenOptions, Store, marker};
 
 use super::fuse::{Behaviour, Fuse};
-use super::kit::{Guest, image, op, run, take, tmpfs};
+use super::kit::{Guest, image, op, run, take, tmpfs, wait};
 use super::room;
 
 //= spec/store.md#STO-8
@@ -30,6 +30,45 @@ fn f31_a_failed_sync_is_not_made_good_by_the_next() {
         assert_eq!(store.counters().syncs, 3);
         let read = op(3, OpKind::Read, 0, 4096);
         assert_eq!(run(&mut store, &read, &pieces, &guest.mem), 4096, "reads go on");
+    }
+}
+
+/// Runs syncs that are handed over together; says how they ended, and how many the file system saw.
+fn sync_together(count: u32, failing_syncs: u32, engine: EngineKind) -> (Vec<i64>, u32) {
+    let fuse = Fuse::new(Behaviour { failing_syncs, ..Behaviour::default() });
+    let options = OpenOptions { engine: Some(engine), ..OpenOptions::default() };
+    let mut store = take(&fuse.image(), options);
+    let guest = Guest::new(1 << 16);
+    let mut ended = vec![None; count as usize];
+    for index in 0..count {
+        let sync = op(index, OpKind::Sync, 0, 0);
+        ended[index as usize] = store.submit(&sync, [].into_iter(), &guest.mem);
+    }
+    store.kick();
+    while ended.contains(&None) {
+        wait(&store);
+        while let Some(reply) = store.reap() {
+            assert_eq!(ended[reply.id.index as usize].replace(reply.result), None, "twice");
+        }
+    }
+    let mut syncs = 0;
+    fuse.change(|behaviour| syncs = behaviour.syncs);
+    (ended.into_iter().flatten().collect(), syncs)
+}
+
+//= spec/store.md#STO-22
+#[test]
+fn f31_no_sync_runs_beside_one_that_fails() {
+    if !room::inside("poison::f31_no_sync_runs_beside_one_that_fails") {
+        return;
+    }
+    let failed = -i64::from(libc::EIO);
+    for engine in [EngineKind::Uring, EngineKind::Threads] {
+        // The file system tells only one of them.
+        assert_eq!(sync_together(3, 1, engine), (vec![failed; 3], 1), "{engine}");
+        assert_eq!(sync_together(1, 0, engine), (vec![0], 1), "{engine}");
+        // Those that came while the first ran share the next.
+        assert_eq!(sync_together(3, 0, engine), (vec![0; 3], 2), "{engine}");
     }
 }
 
