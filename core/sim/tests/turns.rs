@@ -7,7 +7,7 @@ use sluice_core::image::{Backing, ImageConfig};
 use sluice_core::limits::QUEUE_BATCH;
 use sluice_core::memory::{OutOfRegion, Region, RegionId, SharedMemory};
 use sluice_core::op::Reply;
-use sluice_core::shard::{Budget, Granted, Input, Shard};
+use sluice_core::shard::{Budget, Granted, Idle, Input, Shard};
 use sluice_core::time::Instant;
 use sluice_core::virtqueue::layout::{USED_IDX, used_ring_bytes};
 use sluice_sim::arena::{Arena, Capacity};
@@ -175,4 +175,24 @@ fn an_armed_queue_is_found_by_sampling() {
     assert_eq!(none.chains, 0, "armed: it is not visited");
     let found = belt.shard.poll_queues(&mem, Budget { chains: 8, samples: 1 });
     assert_eq!(found.chains, 1);
+}
+
+/// With every request under way a shard that looks again would find only what it cannot take.
+//= spec/limits.md#LIM-3
+#[test]
+fn a_shard_without_free_requests_sleeps_until_one_ends() {
+    let capacity =
+        Capacity { images: 1, devices: 1, queues: 1, requests: 4, parts: 257, groups: 0 };
+    let (mut arena, mem) = (Arena::new(capacity), belt::memory());
+    let mut belt = Belt::new(&mut arena, &mem, false, false);
+    belt.feed(6);
+    let budget = Budget { chains: 8, samples: 0 };
+    assert_eq!(belt.shard.poll_queues(&mem, budget).chains, 4);
+    assert_eq!(belt.shard.arm(&mem), Idle::Idle, "nothing can be taken");
+    belt.grant();
+    belt.measured_turn();
+    assert_eq!(belt.reap(), 4);
+    assert_eq!(belt.shard.arm(&mem), Idle::More, "two are left, and there is room");
+    assert_eq!(belt.shard.poll_queues(&mem, budget).chains, 2);
+    assert_eq!(belt.shard.arm(&mem), Idle::Idle);
 }

@@ -47,7 +47,7 @@ impl Work {
 /// Whether a shard may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// Every queue will notify.
+    /// Every queue that could be served will notify.
     Idle,
     /// Chains came while the queues were being armed.
     More,
@@ -102,8 +102,13 @@ impl Shard<'_> {
 
     /// Asks every active queue's driver for notifications.
     //= spec/virtqueue.md#VQ-13
+    //= spec/limits.md#LIM-3
     pub fn arm(&mut self, mem: &impl SharedMemory) -> Idle {
         let mut idle = Idle::Idle;
+        // What cannot be taken now is found when something has ended, and that wakes the shard.
+        if self.stopping || self.requests.available() == 0 {
+            return idle;
+        }
         for _ in 0..self.active.len() {
             let Some(index) = self.active.first() else { break };
             if !self.arm_queue(mem, index) {
