@@ -1,7 +1,7 @@
 //! Requests through a whole shard, with a store that does nothing and a guest that costs nothing
 //! inside the measured part: instructions per request (under callgrind) and nanoseconds.
 //!
-//! `hot_path [--inflight | --packed] [--depth N] [--requests N]`
+//! `hot_path [--inflight] [--packed] [--depth N] [--requests N]`
 
 use std::time::Instant;
 

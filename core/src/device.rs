@@ -291,9 +291,26 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InflightArea {
     pub(crate) region: RegionId,
-    pub(crate) offset: u64,
-    pub(crate) queues: u16,
-    pub(crate) size: u16,
+    offset: u64,
+    /// Behind the offset.
+    bytes: u64,
+    queues: u16,
+    size: u16,
+}
+
+impl InflightArea {
+    /// Whether there is an area for a queue of `size` entries. Its format may have been agreed
+    /// upon after the region came.
+    //= spec/inflight.md#INF-2
+    pub(crate) const fn fits(&self, index: u16, size: u16, packed: bool) -> bool {
+        let needed = inflight::region_bytes(self.queues, self.size, packed);
+        index < self.queues && size <= self.size && needed <= self.bytes
+    }
+
+    /// Where the area of a queue begins.
+    pub(crate) const fn offset_of(&self, index: u16, packed: bool) -> u64 {
+        self.offset + inflight::region_bytes(index, self.size, packed)
+    }
 }
 
 /// A device of a shard.
@@ -506,31 +523,30 @@ impl Device {
                 }
                 Ok(Step::SetLog(DirtyLog { region, bytes }))
             }
-            // Nothing to hand out: front ends go on without a region then.
+            // Rings of either format find room in it, whichever is agreed upon in the end.
             E::GetInflight { queues, size } => {
-                let bytes = self.inflight_bytes(queues, size)?;
-                //= spec/packed.md#PVQ-13
-                Ok(Step::GetInflight { bytes: if self.packed() { 0 } else { bytes } })
+                Ok(Step::GetInflight { bytes: self.inflight_bytes(queues, size, true)? })
             }
             //= spec/inflight.md#INF-2
             E::SetInflight { region, offset, len, queues, size } => {
-                let bytes = self.inflight_bytes(queues, size)?;
-                let end = offset.checked_add(bytes).ok_or(ControlFault::Inflight)?;
-                if self.running > 0 || end > len || offset % inflight::ALIGN_MIN != 0 {
+                let needed = self.inflight_bytes(queues, size, self.packed())?;
+                let bytes = len.checked_sub(offset).ok_or(ControlFault::Inflight)?;
+                if self.running > 0 || needed > bytes || offset % inflight::ALIGN_MIN != 0 {
                     return Err(ControlFault::Inflight);
                 }
-                Ok(Step::SetInflight(InflightArea { region, offset, queues, size }))
+                Ok(Step::SetInflight(InflightArea { region, offset, bytes, queues, size }))
             }
         }
     }
 
     /// Bytes of an inflight region for so many queues of so many entries.
     //= spec/inflight.md#INF-1
-    fn inflight_bytes(&self, queues: u16, size: u16) -> Result<u64, ControlFault> {
+    fn inflight_bytes(&self, queues: u16, size: u16, packed: bool) -> Result<u64, ControlFault> {
         let fits = self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD)
             && (1..=self.config.queues).contains(&queues)
             && (1..=QUEUE_SIZE_MAX).contains(&size);
-        if fits { Ok(inflight::region_bytes(queues, size)) } else { Err(ControlFault::Inflight) }
+        let bytes = inflight::region_bytes(queues, size, packed);
+        if fits { Ok(bytes) } else { Err(ControlFault::Inflight) }
     }
 
     //= spec/lifecycle.md#LIF-4

@@ -19,7 +19,7 @@ pub fn inflight_region(data: &[u8]) {
     let memory = view(bytes, &mem);
     let mut rig = Rig::new(&mut arena, &mem, setup);
     rig.input(Input::FrontEndGone(rig.device));
-    mem.fill(HIGH, 0, &vec![0; usize::try_from(region_bytes(1, size)).expect("small")]);
+    mem.fill(HIGH, 0, &vec![0; usize::try_from(region_bytes(1, size, false)).expect("small")]);
     chains(&mut rig);
     let mut used = 0;
     for _ in 0..4 {

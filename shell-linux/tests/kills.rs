@@ -22,8 +22,8 @@ fn verify(args: &[&str]) -> (Output, Value) {
 
 #[test]
 fn a_killed_daemon_loses_nothing() {
-    for queues in ["1", "4"] {
-        let (output, report) = verify(&["--kill", "25", "--queues", queues]);
+    for rings in [&["--queues", "1"][..], &["--queues", "4"], &["--queues", "4", "--packed"]] {
+        let (output, report) = verify(&[&["--kill", "25"], rings].concat());
         assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
         assert!(output.status.success());
         assert_eq!(report["kills"], 25);
@@ -45,9 +45,12 @@ fn a_killed_daemon_without_a_record_is_found_out() {
 //= spec/parking.md#PRK-8
 #[test]
 fn a_parked_connection_goes_on_by_itself() {
-    let (output, report) = verify(&["--kill", "25", "--parked", "--queues", "2"]);
-    assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
-    assert_eq!((&report["kills"], &report["reconnects"]), (&25.into(), &0.into()));
+    for rings in [&[][..], &["--packed"]] {
+        let parked = ["--kill", "25", "--parked", "--queues", "2"];
+        let (output, report) = verify(&[&parked, rings].concat());
+        assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
+        assert_eq!((&report["kills"], &report["reconnects"]), (&25.into(), &0.into()));
+    }
 }
 
 /// A disk whose daemons come and go.

@@ -26,7 +26,7 @@ const SIZE: u16 = 256;
 #[must_use]
 pub fn memory() -> FlatMemory {
     let guest = usize::try_from(MEMORY_BYTES).expect("small");
-    let inflight = usize::try_from(region_bytes(1, SIZE)).expect("small");
+    let inflight = usize::try_from(region_bytes(1, SIZE, true)).expect("small");
     let mem = FlatMemory::new(&[guest, inflight]);
     mem.fill(INFLIGHT, 0, &vec![0; inflight]);
     mem
@@ -76,7 +76,7 @@ impl<'a> Belt<'a> {
         let area = ControlEvent::SetInflight {
             region: INFLIGHT,
             offset: 0,
-            len: region_bytes(1, SIZE),
+            len: region_bytes(1, SIZE, packed),
             queues: 1,
             size: SIZE,
         };

@@ -58,6 +58,7 @@ fn killed() -> Option<String> {
             requests,
             depth,
             rounds: if more { 1 } else { 2 },
+            packed: false,
             size: 4,
             event_idx: more,
             adds_while_down: more,

@@ -6,6 +6,7 @@ const PLAN: Plan = Plan {
     requests: 4,
     depth: 4,
     rounds: 1,
+    packed: false,
     size: 4,
     event_idx: false,
     adds_while_down: false,
@@ -14,6 +15,13 @@ const PLAN: Plan = Plan {
 
 /// Requests of the largest worlds.
 const REQUESTS_MAX: u16 = 4;
+
+/// The same in packed rings: one in which chains of one and of three entries fit together, and one
+/// that is passed again and again.
+fn packed(plans: impl Iterator<Item = Plan>) -> impl Iterator<Item = Plan> {
+    let sizes = |plan| [8, 5].map(|size| Plan { packed: true, size, ..plan });
+    plans.flat_map(sizes)
+}
 
 fn explore_all(plans: impl Iterator<Item = Plan>) {
     let mut all = Explored::default();
@@ -40,6 +48,19 @@ fn f01_f02_f04_killed_at_every_moment_and_again() {
     explore_all(sizes().map(|(requests, depth)| Plan { requests, depth, ..PLAN }));
 }
 
+//= spec/inflight.md#INF-4
+//= spec/inflight.md#INF-5
+//= spec/recovery.md#REC-7
+//= spec/recovery.md#REC-8
+//= spec/inflight.md#INF-10
+//= spec/inflight.md#INF-11
+//= spec/recovery.md#REC-12
+//= spec/recovery.md#REC-13
+#[test]
+fn f01_f02_f04_killed_at_every_moment_and_again_packed() {
+    explore_all(packed(sizes().map(|(requests, depth)| Plan { requests, depth, ..PLAN })));
+}
+
 /// A queue that is stopped and started again has a fresh area and a ring in use.
 //= spec/inflight.md#INF-6
 //= spec/inflight.md#INF-7
@@ -51,6 +72,20 @@ fn b97_killed_at_every_moment_of_a_second_start() {
         rounds: 2,
         ..PLAN
     }));
+}
+
+//= spec/inflight.md#INF-6
+//= spec/inflight.md#INF-7
+#[test]
+fn b97_killed_at_every_moment_of_a_second_start_packed() {
+    explore_all(packed(
+        sizes().filter(|&(requests, _)| requests <= 2).map(|(requests, depth)| Plan {
+            requests,
+            depth,
+            rounds: 2,
+            ..PLAN
+        }),
+    ));
 }
 
 /// The guest goes on asking, and waits for an event.
@@ -66,6 +101,14 @@ fn f05_f06_more_is_asked_for_while_nobody_serves() {
     }));
 }
 
+//= spec/recovery.md#REC-8
+#[test]
+fn f05_f06_more_is_asked_for_while_nobody_serves_packed() {
+    explore_all(packed(sizes().filter(|&(requests, _)| requests <= 3).map(|(requests, depth)| {
+        Plan { requests, depth, event_idx: true, adds_while_down: true, ..PLAN }
+    })));
+}
+
 //= spec/recovery.md#REC-11
 #[test]
 fn f13_the_guest_is_reset_while_nobody_serves() {
@@ -75,4 +118,17 @@ fn f13_the_guest_is_reset_while_nobody_serves() {
         resets_while_down: true,
         ..PLAN
     }));
+}
+
+//= spec/recovery.md#REC-11
+#[test]
+fn f13_the_guest_is_reset_while_nobody_serves_packed() {
+    explore_all(packed(
+        sizes().filter(|&(requests, _)| requests <= 3).map(|(requests, depth)| Plan {
+            requests,
+            depth,
+            resets_while_down: true,
+            ..PLAN
+        }),
+    ));
 }

@@ -1,67 +1,25 @@
 //! The inflight region: a record of what is under way that outlives the daemon.
 //!
-//! Layout from the vhost-user specification, "Inflight I/O tracking", split virtqueues. All
-//! fields are little-endian. The order of the stores is what recovery rests on; since only the
-//! death of this process separates writer and reader, program order is enough.
+//! Layout from the vhost-user specification, "Inflight I/O tracking": an area for each queue, of
+//! one form for split and of another for packed rings. All fields are little-endian. The order of
+//! the stores is what recovery rests on; since only the death of this process separates writer
+//! and reader, program order is enough.
 
-use zerocopy::byteorder::little_endian::{U16, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+mod members;
+pub mod packed;
+pub mod split;
 
-use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+pub use packed::{PackedInflight, PackedState};
+pub use split::{RingState, SplitInflight};
+
+use heapless::Vec;
+
+use crate::limits::QUEUE_SIZE_MAX;
+use crate::memory::{OutOfRegion, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
 
-pub mod packed;
-mod packed_recover;
-pub mod recover;
-
-pub use packed_recover::{PackedResumed, PackedState, resume_packed};
-pub use recover::{InflightFault, Resubmission, RingState, resume};
-
-/// What stands before the records of one queue.
-//= spec/inflight.md#INF-3
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct QueueRegion {
-    /// No feature is defined.
-    pub features: U64,
-    /// 1; 0 in a region nobody has used.
-    pub version: U16,
-    /// Records that follow.
-    pub desc_num: U16,
-    /// Head of the list of the chains that were given back together last.
-    pub last_batch_head: U16,
-    /// The used index up to which records are settled.
-    pub used_idx: U16,
-}
-
-/// One record; its place is the chain's head.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Record {
-    /// 1 while the chain is under way.
-    pub inflight: u8,
-    /// Not used.
-    pub padding: [u8; 5],
-    /// The next head of a batch.
-    pub next: U16,
-    /// Counts the chains in the order they were taken.
-    pub counter: U64,
-}
-
-impl Record {
-    /// A record of nothing.
-    const EMPTY: Self = Self { inflight: 0, padding: [0; 5], next: U16::ZERO, counter: U64::ZERO };
-}
-
-const HEADER_BYTES: u64 = size_of::<QueueRegion>() as u64;
-const RECORD_BYTES: u64 = size_of::<Record>() as u64;
-const VERSION_AT: u64 = 8;
-const DESC_NUM: u64 = 10;
-const LAST_BATCH_HEAD: u64 = 12;
-const USED_IDX: u64 = 14;
-const RECORD_NEXT: u64 = 6;
-const RECORD_COUNTER: u64 = 8;
+/// What an area in use says; 0 stands in one that nobody has used.
 const VERSION: u16 = 1;
 
 /// Queues start at multiples of this many bytes, so that they do not share cache lines.
@@ -73,74 +31,69 @@ pub const ALIGN_MIN: u64 = 8;
 
 /// Bytes that one queue of `size` entries takes in a region.
 #[must_use]
-pub const fn queue_bytes(size: u16) -> u64 {
-    (HEADER_BYTES + RECORD_BYTES * size as u64).next_multiple_of(ALIGN)
+pub const fn queue_bytes(size: u16, packed: bool) -> u64 {
+    let bytes = if packed { packed::bytes(size) } else { split::bytes(size) };
+    bytes.next_multiple_of(ALIGN)
 }
 
 /// Bytes of a region for so many queues of `size` entries.
 #[must_use]
-pub const fn region_bytes(queues: u16, size: u16) -> u64 {
-    queue_bytes(size) * queues as u64
+pub const fn region_bytes(queues: u16, size: u16, packed: bool) -> u64 {
+    queue_bytes(size, packed) * queues as u64
 }
 
-/// One queue's part of the region.
-#[derive(Clone, Copy, Debug)]
-pub struct Inflight {
-    region: RegionId,
-    offset: u64,
-    counter: u64,
-    /// The batch that [`link`](Self::link) is building.
-    batch_head: u16,
+/// Why a queue cannot go on from its region. Nothing is guessed: the queue is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum InflightFault {
+    /// Another version, unknown features, or as many records as another queue would have.
+    Layout,
+    /// The ring's used index is further than one queue from the settled one.
+    UsedIndex,
+    /// The list of a batch, or of a chain, leaves the records or meets itself or another.
+    Batch,
+    /// More chains are marked than the driver waits for, or records are in no list.
+    Count,
+    /// The front end wants to go on somewhere else.
+    Base,
+    /// No region was handed over, but the driver waits for chains that may have been taken.
+    Missing,
+}
+
+/// Chains to be taken again by their heads or buffer ids, the one that was taken last first: they
+/// are taken off the end.
+pub type Resubmission = Vec<u16, { QUEUE_SIZE_MAX as usize }>;
+
+/// One queue's part of the region. What the methods promise stands at the formats.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the formats")]
+#[expect(clippy::large_enum_variant, reason = "a queue has room for either, and there is no box")]
+pub enum Inflight {
+    Split(SplitInflight),
+    Packed(PackedInflight),
+}
+
+/// The same call for whichever format it is.
+macro_rules! either {
+    ($self:expr, $area:ident => $call:expr) => {
+        match $self {
+            Self::Split($area) => $call,
+            Self::Packed($area) => $call,
+        }
+    };
 }
 
 impl Inflight {
-    /// Opens an area whose marks are cleared: settled up to `used_idx`, nothing under way. Its
-    /// version is stored last: until then nobody believes the rest.
-    //= spec/inflight.md#INF-6
-    fn open(&self, mem: &impl SharedMemory, size: u16, used_idx: u16) -> Result<(), OutOfRegion> {
-        mem.write(self.region, self.offset, &U64::ZERO)?;
-        mem.write(self.region, self.offset + DESC_NUM, &U16::new(size))?;
-        mem.write(self.region, self.offset + LAST_BATCH_HEAD, &U16::ZERO)?;
-        self.settle(mem, used_idx)?;
-        mem.store_release_u16(self.region, self.offset + VERSION_AT, VERSION)
-    }
-
-    /// Leaves the area as one that nobody has used: nothing is under way, and whoever uses it
-    /// next takes its used index from its ring.
-    ///
-    /// # Errors
-    /// When the region is gone.
-    //= spec/inflight.md#INF-7
-    pub fn close(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
-        if planted(Fault::AreaKept) {
-            return Ok(());
-        }
-        mem.store_release_u16(self.region, self.offset + VERSION_AT, 0)
-    }
-
-    fn record(&self, token: ChainToken) -> u64 {
-        self.offset + HEADER_BYTES + RECORD_BYTES * u64::from(token.0)
-    }
-
-    /// Records that a chain was taken: its number first, so that a set mark always has one.
+    /// Records that a chain was taken.
     ///
     /// Chains that are submitted again after a start get numbers from 0 on. None of them is
     /// larger than the one it had, so those that come later still have larger ones.
     ///
     /// # Errors
     /// When the region is gone.
-    //= spec/inflight.md#INF-4
     #[inline]
     pub fn mark(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
-        let record = self.record(token);
-        let counter = U64::new(self.counter);
-        if planted(Fault::MarkBeforeCounter) {
-            mem.write(self.region, record, &1_u8)?;
-        }
-        mem.write(self.region, record + RECORD_COUNTER, &counter)?;
-        mem.write(self.region, record, &1_u8)?;
-        self.counter = self.counter.wrapping_add(1);
-        Ok(())
+        either!(self, area => area.mark(mem, token))
     }
 
     /// Adds a chain to the batch that is about to be given back.
@@ -149,38 +102,63 @@ impl Inflight {
     /// When the region is gone.
     #[inline]
     pub fn link(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
-        let next = U16::new(self.batch_head);
-        mem.write(self.region, self.record(token) + RECORD_NEXT, &next)?;
-        self.batch_head = u16::try_from(token.0).unwrap_or(0);
-        Ok(())
+        either!(self, area => area.link(mem, token))
     }
 
-    /// Closes the batch; from here on a used index ahead of the settled one means this batch.
+    /// Closes the batch: from here on its being visible in the ring means that it was given back.
     ///
     /// # Errors
     /// When the region is gone.
     #[inline]
     pub fn close_batch(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
-        mem.write(self.region, self.offset + LAST_BATCH_HEAD, &U16::new(self.batch_head))
+        either!(self, area => area.close_batch(mem))
     }
 
-    /// Takes back a mark, after the used index that covers its chain is visible.
+    /// Takes back a mark, after the chain's batch is visible.
     ///
     /// # Errors
     /// When the region is gone.
     #[inline]
     pub fn clear(&self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
-        mem.write(self.region, self.record(token), &0_u8)
+        either!(self, area => area.clear(mem, token))
     }
 
-    /// Settles the batch: the region agrees with the ring again.
+    /// Settles the batch with which a split ring's used index became `used_idx`: the region
+    /// agrees with the ring again.
     ///
     /// # Errors
     /// When the region is gone.
     #[inline]
-    pub fn settle(&self, mem: &impl SharedMemory, used_idx: u16) -> Result<(), OutOfRegion> {
-        mem.store_release_u16(self.region, self.offset + USED_IDX, used_idx)
+    pub fn settle(&mut self, mem: &impl SharedMemory, used_idx: u16) -> Result<(), OutOfRegion> {
+        match self {
+            Self::Split(area) => area.settle(mem, used_idx),
+            Self::Packed(area) => area.settle(mem),
+        }
+    }
+
+    /// Leaves the area as one that nobody has used: nothing is under way, and whoever uses it
+    /// next goes on where its front end says.
+    ///
+    /// # Errors
+    /// When the region is gone.
+    //= spec/inflight.md#INF-7
+    pub fn close(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
+        if planted(Fault::AreaKept) {
+            return Ok(());
+        }
+        let (region, version) = match self {
+            Self::Split(area) => area.version(),
+            Self::Packed(area) => area.version(),
+        };
+        mem.store_release_u16(region, version, 0)
+    }
+
+    /// The area of a packed queue.
+    #[inline]
+    pub(crate) const fn packed(&mut self) -> Option<&mut PackedInflight> {
+        match self {
+            Self::Packed(area) => Some(area),
+            Self::Split(_) => None,
+        }
     }
 }
-
-const _: () = assert!(HEADER_BYTES == 16 && RECORD_BYTES == 16);

@@ -1,13 +1,13 @@
 //! Control messages that touch queues: starting, stopping, moving, and the end of a front end.
 
-use super::{Queue, Shard, Turn};
+use super::{Queue, Shard, Turn, dirty};
 use crate::blk::config::BlkFeatures;
 use crate::device::{
-    ControlEvent, ControlFault, ControlReply, Device, DeviceId, InflightArea, NO_QUEUE, Phase,
-    ProtocolFeatures, QueueId, RegionList, RingAddresses, Step, find_rings,
+    ControlEvent, ControlFault, ControlReply, Device, DeviceId, NO_QUEUE, Phase, ProtocolFeatures,
+    QueueId, RegionList, RingAddresses, Step, find_rings,
 };
 use crate::image::{Capture, ImageId};
-use crate::inflight::{self, InflightFault};
+use crate::inflight::InflightFault;
 use crate::memory::{RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
@@ -173,9 +173,7 @@ impl Shard<'_> {
         let owner = &self.devices[device];
         let rings = find_rings(owner.map.regions(), &addresses, size, owner.packed())?;
         let ring = open_ring(mem, owner, rings, size, owner.base(index))?;
-        //= spec/packed.md#PVQ-13
-        let fits = |area: InflightArea| index < area.queues && size <= area.size && !owner.packed();
-        if !owner.inflight.is_none_or(fits) {
+        if !owner.inflight.is_none_or(|area| area.fits(index, size, owner.packed())) {
             return Err(ControlFault::Inflight);
         }
         self.queues[queue].ring = Some(ring);
@@ -205,25 +203,18 @@ impl Shard<'_> {
     fn recover(&mut self, mem: &impl SharedMemory, queue: u32) -> Result<(), QueueFault> {
         let queue = &mut self.queues[queue];
         let device = &self.devices[queue.device];
-        let ring = match &mut queue.ring {
-            Some(Ring::Split(ring)) => ring,
-            // Whoever hands in two places knows what lies between them; nobody here does.
-            Some(Ring::Packed(ring)) if ring.is_held() => return Err(InflightFault::Missing.into()),
-            Some(Ring::Packed(_)) | None => return Ok(()),
-        };
+        let Some(ring) = &mut queue.ring else { return Ok(()) };
         let Some(area) = device.inflight else {
             let tracked = device.protocol_features().contains(ProtocolFeatures::INFLIGHT_SHMFD);
-            if !tracked || device.vrings[usize::from(queue.index)].drained {
-                return Ok(());
-            }
-            let state = ring.state(mem)?;
-            let idle = state.avail_idx == state.used_idx;
-            return if idle { Ok(()) } else { Err(InflightFault::Missing.into()) };
+            let drained = device.vrings[usize::from(queue.index)].drained;
+            //= spec/packed.md#PVQ-13
+            let known = !ring.is_held() && (!tracked || drained || ring.is_idle(mem)?);
+            return if known { Ok(()) } else { Err(InflightFault::Missing.into()) };
         };
-        let offset = area.offset + inflight::region_bytes(queue.index, area.size);
-        let (inflight, again) = inflight::resume(mem, area.region, offset, ring.state(mem)?)?;
-        ring.resubmit(again);
-        queue.inflight = Some(inflight);
+        dirty::log_ring(mem, device, ring)?;
+        let offset = area.offset_of(queue.index, device.packed());
+        queue.inflight = Some(ring.resume(mem, area.region, offset)?);
+        dirty::log_ring(mem, device, ring)?;
         Ok(())
     }
 

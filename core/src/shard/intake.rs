@@ -4,6 +4,7 @@ use super::{Likely, Shard, Turn, dirty};
 use crate::blk::{BlkRequest, Limits, Range, Status, Verdict, parse};
 use crate::device::{Device, QueueId};
 use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
+use crate::inflight::Inflight;
 use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{Segment, SharedMemory};
 use crate::placement::PgMap;
@@ -306,7 +307,10 @@ impl Shard<'_> {
             let map = &intake.device.map;
             let chain = match ring {
                 Ring::Split(ring) => Ok(Some(walk(mem, map, ring, head, first, segments))),
-                Ring::Packed(ring) => take_packed(mem, map, ring, segments),
+                Ring::Packed(ring) => {
+                    let area = queue.inflight.as_mut().and_then(Inflight::packed);
+                    take_packed(mem, map, ring, area, segments)
+                }
             };
             let marked = match (&mut queue.inflight, &chain) {
                 (Some(inflight), Ok(Some(chain))) => inflight.mark(mem, chain.token),

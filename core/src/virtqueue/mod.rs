@@ -4,6 +4,7 @@ pub mod chain;
 pub mod layout;
 pub mod packed;
 mod ids;
+mod backlog;
 pub mod ring;
 pub mod split;
 
@@ -12,6 +13,7 @@ pub use packed::{PackedBase, PackedRing};
 pub use ring::{Ring, Rings};
 pub use split::SplitRing;
 
+use backlog::Backlog;
 use ids::IdSet;
 
 use crate::dirty::OutOfLog;

@@ -12,7 +12,8 @@ use super::layout::{
     EVENT_FLAGS, EVENT_PLACE, EventSuppression, PACKED_FLAGS, PACKED_LEN, PackedDescriptor,
     desc_table_bytes,
 };
-use super::{ChainToken, IdSet, QueueFault, Rings};
+use super::{Backlog, ChainToken, IdSet, QueueFault, Rings};
+use crate::inflight::{PackedState, Resubmission};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -30,6 +31,13 @@ const WRAP: u16 = 1 << 15;
 impl Position {
     /// Where a ring begins.
     pub const START: Self = Self(WRAP);
+
+    /// A position from its parts; `None` when there is no such index in a ring of this size.
+    #[must_use]
+    pub const fn new(index: u16, wrap: bool, size: u16) -> Option<Self> {
+        let bits = if wrap { index | WRAP } else { index };
+        if index & WRAP == 0 { Self::from_bits(bits, size) } else { None }
+    }
 
     /// A position from its 16 bits; `None` when there is no such index in a ring of this size.
     #[must_use]
@@ -53,6 +61,20 @@ impl Position {
     #[must_use]
     pub const fn wrap(self) -> bool {
         self.0 & WRAP != 0
+    }
+
+    /// What `DESC_AVAIL` and `DESC_USED` are in a descriptor that is made available here.
+    #[must_use]
+    #[inline]
+    pub const fn available_flags(self) -> u16 {
+        if self.wrap() { DESC_AVAIL } else { DESC_USED }
+    }
+
+    /// What they are in a used one.
+    #[must_use]
+    #[inline]
+    pub const fn used_flags(self) -> u16 {
+        if self.wrap() { DESC_AVAIL | DESC_USED } else { 0 }
     }
 
     /// The position `count` entries on in a ring of `size`, at most one lap.
@@ -149,6 +171,7 @@ pub struct PackedRing {
     held: u16,
     /// Ids of the chains taken and not yet given back.
     in_flight: IdSet,
+    pub(super) backlog: Backlog,
 }
 
 impl PackedRing {
@@ -171,7 +194,28 @@ impl PackedRing {
             first_flags: 0,
             held: used.distance(avail, size),
             in_flight: IdSet::EMPTY,
+            backlog: Backlog::EMPTY,
         }
+    }
+
+    /// What an inflight area is compared with at the start.
+    #[must_use]
+    pub const fn state(&self) -> PackedState {
+        PackedState { desc: self.rings.desc, size: self.size, base: self.base() }
+    }
+
+    /// Goes on where an earlier daemon was killed: descriptors were given back up to `used`, so
+    /// many were taken behind it, and these chains are taken again before anything new is.
+    //= spec/recovery.md#REC-6
+    //= spec/recovery.md#REC-12
+    pub fn resubmit(&mut self, used: Position, taken: u16, again: Resubmission) {
+        let taken = if planted(Fault::TakenForgotten) { 0 } else { taken };
+        let base = PackedBase { avail: used.after(taken, self.size), used };
+        *self = Self::start(self.rings, self.size, base, self.event_idx);
+        for &id in &again {
+            self.in_flight.insert(id);
+        }
+        self.backlog = Backlog::of(again);
     }
 
     /// Moves to other mappings of the same ring.
@@ -209,7 +253,7 @@ impl PackedRing {
     /// Whether these flags make a descriptor available at `at`.
     #[inline]
     const fn is_available(flags: u16, at: Position) -> bool {
-        flags & (DESC_AVAIL | DESC_USED) == if at.wrap() { DESC_AVAIL } else { DESC_USED }
+        flags & (DESC_AVAIL | DESC_USED) == at.available_flags()
     }
 
     /// Looks at the next descriptor and says how many chains may wait: 0 when none does, and
@@ -217,9 +261,18 @@ impl PackedRing {
     ///
     /// # Errors
     /// [`QueueFault::IndexJump`] when there is one although every entry is under way.
-    //= spec/packed.md#PVQ-2
     #[inline]
     pub fn available(&self, mem: &impl SharedMemory) -> Result<u16, QueueFault> {
+        match self.backlog.all_there_is() {
+            Some(chains) => Ok(chains),
+            None => self.waiting(mem),
+        }
+    }
+
+    /// The same without a look at what is to be taken again.
+    //= spec/packed.md#PVQ-2
+    #[inline]
+    pub(super) fn waiting(&self, mem: &impl SharedMemory) -> Result<u16, QueueFault> {
         let (region, offset) = self.rings.desc;
         let at = self.next_avail;
         let flags = mem.load_acquire_u16(region, offset + Self::place(at) + PACKED_FLAGS)?;
@@ -298,7 +351,7 @@ impl PackedRing {
         let (region, offset) = self.rings.desc;
         let (id, count) = parts(token);
         let at = self.next_write;
-        let used = if at.wrap() { DESC_AVAIL | DESC_USED } else { 0 };
+        let used = at.used_flags();
         let flags = if len == 0 { used } else { used | DESC_WRITE };
         let into = offset + Self::place(at) + PACKED_LEN;
         let (len, id) = (U32::new(len), U16::new(id));
@@ -401,7 +454,7 @@ pub const fn passes(old: Position, new: Position, event: Position, size: u16) ->
 
 /// A chain is its id, and the entries that a used descriptor stands for.
 #[inline]
-const fn token(id: u16, count: u16) -> ChainToken {
+pub(super) const fn token(id: u16, count: u16) -> ChainToken {
     ChainToken(id as u32 | (count as u32) << 16)
 }
 

@@ -1,6 +1,7 @@
 //! A ring of either format: what the rest of the core sees of a virtqueue.
 
 use super::{ChainToken, PackedRing, QueueFault, SplitRing};
+use crate::inflight::{Inflight, packed, split};
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 
 /// Where the three parts of a ring lie, each wholly inside one region.
@@ -26,7 +27,6 @@ impl Rings {
 /// The device's side of one running virtqueue. What the methods promise stands at the formats.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the formats")]
-#[expect(clippy::large_enum_variant, reason = "a queue has room for either, and there is no box")]
 pub enum Ring {
     Split(SplitRing),
     Packed(PackedRing),
@@ -80,28 +80,68 @@ impl Ring {
         }
     }
 
+    /// Goes on with an area of an inflight region: what is in it is taken again before anything
+    /// new is.
+    ///
+    /// # Errors
+    /// When the area is impossible, or the ring or the area are not there.
+    pub fn resume(
+        &mut self,
+        mem: &impl SharedMemory,
+        region: RegionId,
+        offset: u64,
+    ) -> Result<Inflight, QueueFault> {
+        match self {
+            Self::Split(ring) => {
+                let (area, again) = split::resume(mem, region, offset, ring.state(mem)?)?;
+                ring.resubmit(again);
+                Ok(Inflight::Split(area))
+            }
+            Self::Packed(ring) => {
+                let found = packed::resume(mem, region, offset, ring.state())?;
+                ring.resubmit(found.used, found.taken, found.again);
+                Ok(Inflight::Packed(found.inflight))
+            }
+        }
+    }
+
+    /// Whether the driver waits for nothing, as far as can be told where the queue is to go on.
+    ///
+    /// # Errors
+    /// When the ring is not there.
+    pub fn is_idle(&self, mem: &impl SharedMemory) -> Result<bool, QueueFault> {
+        match self {
+            Self::Split(ring) => {
+                let state = ring.state(mem)?;
+                Ok(state.avail_idx == state.used_idx)
+            }
+            Self::Packed(ring) => Ok(!ring.is_held() && ring.available(mem)? == 0),
+        }
+    }
+
+    /// Whether entries are held that nobody knows of: the front end named two places.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        match self {
+            Self::Split(_) => false,
+            Self::Packed(ring) => ring.is_held(),
+        }
+    }
+
     /// Whether chains wait to be taken again.
     #[must_use]
     pub fn is_resubmitting(&self) -> bool {
-        match self {
-            Self::Split(ring) => ring.is_resubmitting(),
-            Self::Packed(_) => false,
-        }
+        either!(self, ring => ring.backlog.is_some())
     }
 
     /// Takes nothing new any more; what is to be taken again still is.
     pub const fn close(&mut self) {
-        if let Self::Split(ring) = self {
-            ring.close();
-        }
+        either!(self, ring => ring.backlog.close());
     }
 
     /// Takes nothing again; `false` when there was nothing.
     pub fn give_up(&mut self) -> bool {
-        match self {
-            Self::Split(ring) => ring.give_up(),
-            Self::Packed(_) => false,
-        }
+        either!(self, ring => ring.backlog.give_up())
     }
 
     /// At most how many chains wait; 0 only when none does.

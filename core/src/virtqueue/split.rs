@@ -9,7 +9,7 @@ use super::layout::{
     AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, DESC_BYTES, Descriptor, USED_IDX, USED_NO_NOTIFY,
     USED_RING, UsedElement, avail_event_offset, used_event_offset, used_ring_bytes,
 };
-use super::{ChainToken, IdSet, QueueFault, Rings, passes_event};
+use super::{Backlog, ChainToken, IdSet, QueueFault, Rings, passes_event};
 use crate::inflight::{Resubmission, RingState};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
@@ -32,10 +32,7 @@ pub struct SplitRing {
     next_used: u16,
     /// Heads taken and not yet given back.
     in_flight: IdSet,
-    /// Those of them that an earlier daemon took: they are taken again before anything new.
-    again: Resubmission,
-    /// Whether nothing new is taken.
-    closed: bool,
+    pub(super) backlog: Backlog,
 }
 
 impl SplitRing {
@@ -62,8 +59,7 @@ impl SplitRing {
             seen_avail: base,
             next_used,
             in_flight: IdSet::EMPTY,
-            again: Resubmission::new(),
-            closed: false,
+            backlog: Backlog::EMPTY,
         })
     }
 
@@ -91,25 +87,7 @@ impl SplitRing {
         let taken = if planted(Fault::TakenForgotten) { 0 } else { taken };
         self.next_avail = self.next_used.wrapping_add(taken);
         self.seen_avail = self.next_avail;
-        self.again = again;
-    }
-
-    /// Whether heads wait to be taken again.
-    #[must_use]
-    pub fn is_resubmitting(&self) -> bool {
-        !self.again.is_empty()
-    }
-
-    /// Takes nothing new any more; what is to be taken again still is.
-    pub const fn close(&mut self) {
-        self.closed = true;
-    }
-
-    /// Takes nothing again; `false` when there was nothing.
-    pub fn give_up(&mut self) -> bool {
-        let resubmitting = self.is_resubmitting();
-        self.again.clear();
-        resubmitting
+        self.backlog = Backlog::of(again);
     }
 
     /// Moves to other mappings of the same rings.
@@ -153,9 +131,8 @@ impl SplitRing {
         if waiting != 0 {
             return Ok(waiting);
         }
-        if self.closed || !self.again.is_empty() {
-            #[expect(clippy::cast_possible_truncation, reason = "no more than there are heads")]
-            return Ok(self.again.len() as u16);
+        if let Some(heads) = self.backlog.all_there_is() {
+            return Ok(heads);
         }
         let (region, offset) = self.rings.avail;
         // The entry that the index will name comes with it, not after it.
@@ -183,7 +160,7 @@ impl SplitRing {
     #[inline]
     pub fn take(&mut self, mem: &impl SharedMemory) -> Result<u16, QueueFault> {
         if self.seen_avail == self.next_avail {
-            return Ok(self.again.pop().expect("counted before"));
+            return Ok(self.backlog.pop().expect("counted before"));
         }
         let (region, offset) = self.rings.avail;
         let entry = u64::from(self.next_avail & (self.size - 1));

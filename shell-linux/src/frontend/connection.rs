@@ -162,13 +162,12 @@ impl Connection {
     }
 
     /// Has a region made that keeps what is in flight in so many queues of so many entries;
-    /// `None` when the back end does not track that, or not for packed rings.
+    /// `None` when the back end does not track that.
     ///
     /// # Errors
     /// When the back end fails to make one.
     pub fn make_inflight(&self, queues: u16, size: u16) -> anyhow::Result<Option<InflightRegion>> {
-        let packed = self.features.contains(BlkFeatures::RING_PACKED);
-        if packed || !self.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+        if !self.protocol.contains(Protocol::INFLIGHT_SHMFD) {
             return Ok(None);
         }
         let wish = VhostUserInflight::new(0, 0, queues, size);
@@ -188,8 +187,8 @@ impl Connection {
         self.socket.tell(FrontendReq::SET_INFLIGHT_FD, region.describe().as_slice(), &fds)
     }
 
-    /// Starts a queue. A fresh one begins at its layout's base; a split one that ran on an earlier
-    /// connection goes on at the used index, as QEMU does it.
+    /// Starts a queue. A fresh one begins at its layout's base, one that ran on an earlier
+    /// connection where its [wires](Wires::known_base) say.
     ///
     /// # Errors
     /// When the back end refuses it.

@@ -33,13 +33,18 @@ impl Wires {
         let _ = rustix::io::write(&self.call, &1_u64.to_ne_bytes());
     }
 
-    /// The device's used index, from the ring.
+    /// Where the queue is to go on after its back end was killed, as far as a front end knows: a
+    /// split ring at its used index, a packed one anywhere, as nothing in memory says where.
     ///
     /// # Errors
     /// When the ring is not mapped.
-    pub fn used_index(&self, mem: &impl SharedMemory) -> anyhow::Result<u16> {
+    pub fn known_base(&self, mem: &impl SharedMemory) -> anyhow::Result<u32> {
+        if self.layout.packed {
+            return Ok(self.layout.base());
+        }
         let offset = self.layout.used + USED_IDX;
-        mem.load_acquire_u16(self.layout.region, offset).ok().context("rings outside memory")
+        let used = mem.load_acquire_u16(self.layout.region, offset);
+        used.map(u32::from).ok().context("rings outside memory")
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
+use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, RingAddresses};
 use sluice_core::memory::RegionId;
 
@@ -191,6 +192,12 @@ impl Record {
         sockets.chain(regions).chain(records).chain(rings)
     }
 
+    /// Whether its rings are packed.
+    fn is_packed(&self) -> bool {
+        let packed = BlkFeatures::RING_PACKED.bits();
+        self.features.is_some_and(|features| features & packed != 0)
+    }
+
     /// The events that bring a device to where this one was, with the descriptors of each. The
     /// features come before, by message. `used` tells the used index of a ring by its address.
     ///
@@ -243,7 +250,10 @@ impl Record {
             if ring.started {
                 ensure!(self.inflight.is_some(), "ring {index} runs, and nothing was tracked");
                 let [_, _, address] = ring.addresses.context("a ring runs without addresses")?;
-                base = used(self, address)?.into();
+                // Where a packed ring stands is in the inflight region alone.
+                if !self.is_packed() {
+                    base = used(self, address)?.into();
+                }
             }
             plain(ControlEvent::SetVringBase { index, base }, None);
             if let Some([desc, avail, used]) = ring.addresses {

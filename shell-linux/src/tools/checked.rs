@@ -124,7 +124,7 @@ impl<'a> Checked<'a> {
     fn reap_some(&mut self) -> anyhow::Result<()> {
         let mut idle = 0;
         loop {
-            let mut reaped = 0;
+            let (mut reaped, deaths) = (0, self.shared.deaths());
             while let Some(done) = self.queue.driver.reap(&self.mem)? {
                 self.complete(done)?;
                 reaped += 1;
@@ -133,6 +133,7 @@ impl<'a> Checked<'a> {
                 self.shared.done.fetch_add(reaped, Ordering::Relaxed);
                 return Ok(());
             }
+            self.shared.has_seen(self.queue.index(), deaths);
             if self.shared.abort.load(Ordering::Relaxed) {
                 bail!("{} requests did not come back", self.queue.driver.in_flight());
             }

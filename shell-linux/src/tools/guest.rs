@@ -106,7 +106,7 @@ impl Guest {
     }
 
     /// Goes on with the successor of a back end that has died, in the order in which QEMU does:
-    /// rings go on at their used index, and what lies behind it is the successor's to find.
+    /// rings go on where a front end thinks they are, and what was taken is the successor's to find.
     pub(super) fn resume(
         &self,
         path: &Path,
@@ -119,7 +119,7 @@ impl Guest {
         }
         connection.share(&self.memory)?;
         for wires in wires {
-            connection.start(&self.memory, wires, wires.used_index(mem)?.into())?;
+            connection.start(&self.memory, wires, wires.known_base(mem)?)?;
         }
         Ok(connection)
     }

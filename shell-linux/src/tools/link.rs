@@ -23,8 +23,6 @@ pub(super) struct Link<'a> {
     socket: PathBuf,
     wires: &'a [Wires],
     mem: Mappings,
-    /// What the used indices added up to at first.
-    begun: u16,
     again: Option<Connection>,
     /// Connections that were made anew.
     pub(super) reconnects: u32,
@@ -37,18 +35,7 @@ impl<'a> Link<'a> {
         wires: &'a [Wires],
     ) -> anyhow::Result<Self> {
         let mem = guest.memory.map()?;
-        let mut this = Self { guest, socket, wires, mem, begun: 0, again: None, reconnects: 0 };
-        this.begun = this.given()?;
-        Ok(this)
-    }
-
-    /// How many requests were given back since then, in the low bits.
-    fn given(&self) -> anyhow::Result<u16> {
-        let mut given = 0_u16.wrapping_sub(self.begun);
-        for wires in self.wires {
-            given = given.wrapping_add(wires.used_index(&self.mem)?);
-        }
-        Ok(given)
+        Ok(Self { guest, socket, wires, mem, again: None, reconnects: 0 })
     }
 
     /// Waits this long, or until the back end is gone, which it says.
@@ -86,19 +73,14 @@ impl<'a> Link<'a> {
     /// Waits until everything that a dead back end has given back is seen, so that its successor
     /// repeats exactly what is under way, and tells the history. Says how much came back in all.
     pub(super) fn settle(&self, shared: &Shared) -> anyhow::Result<u64> {
-        let given = self.given()?;
-        let begin = Instant::now();
-        loop {
-            let done = shared.done.load(Ordering::Relaxed);
-            if done & u64::from(u16::MAX) == u64::from(given) || shared.stop.load(Ordering::Relaxed)
-            {
-                shared.history().restart();
-                return Ok(done);
-            }
-            ensure!(begin.elapsed() < PATIENCE, "{given} requests were given back, {done} came");
+        let (deaths, begin) = (shared.died(), Instant::now());
+        while !shared.have_all_seen(deaths) && !shared.stop.load(Ordering::Relaxed) {
+            ensure!(begin.elapsed() < PATIENCE, "not all that was given back has come");
             // It may have died before it could interrupt.
             self.wires.iter().for_each(Wires::interrupt);
             std::thread::sleep(LOOK);
         }
+        shared.history().restart();
+        Ok(shared.done.load(Ordering::Relaxed))
     }
 }

@@ -24,6 +24,10 @@ pub(super) struct Shared {
     pub(super) stop: AtomicBool,
     /// The device is gone, or does not answer.
     pub(super) abort: AtomicBool,
+    /// Back ends that have died.
+    deaths: AtomicU64,
+    /// Of how many of them each queue has seen all that they gave back.
+    seen: Vec<AtomicU64>,
 }
 
 /// What was done.
@@ -42,7 +46,7 @@ pub(super) struct Tally {
 }
 
 impl Shared {
-    pub(super) fn new(history: History, budget: u64) -> Self {
+    pub(super) fn new(history: History, budget: u64, queues: u16) -> Self {
         Self {
             history: Mutex::new(history),
             violations: Mutex::default(),
@@ -50,7 +54,30 @@ impl Shared {
             done: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             abort: AtomicBool::new(false),
+            deaths: AtomicU64::new(0),
+            seen: (0..queues).map(|_| AtomicU64::new(u64::MAX)).collect(),
         }
+    }
+
+    /// One more back end has died. Says how many that are.
+    pub(super) fn died(&self) -> u64 {
+        self.deaths.fetch_add(1, Ordering::Release) + 1
+    }
+
+    /// How many back ends have died: what they gave back can be seen from now on.
+    pub(super) fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Acquire)
+    }
+
+    /// A queue has seen all that so many of them gave back. One that is at rest has seen all that
+    /// anybody ever will.
+    pub(super) fn has_seen(&self, queue: u16, deaths: u64) {
+        self.seen[usize::from(queue)].store(deaths, Ordering::Release);
+    }
+
+    /// Whether all queues have.
+    pub(super) fn have_all_seen(&self, deaths: u64) -> bool {
+        self.seen.iter().all(|seen| seen.load(Ordering::Acquire) >= deaths)
     }
 
     pub(super) fn history(&self) -> MutexGuard<'_, History> {

@@ -49,7 +49,7 @@ pub struct Args {
     yes: bool,
 
     /// Use packed rings.
-    #[arg(long, conflicts_with_all = ["kills", "reconnect"])]
+    #[arg(long)]
     packed: bool,
 
     /// When the connection ends, go on with whoever listens next, as a virtual machine does.
@@ -156,7 +156,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if victim.is_some() || args.reconnect {
         history = history.with_restarts();
     }
-    let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX));
+    let shared = Shared::new(history, args.requests.unwrap_or(u64::MAX), args.queues);
     let tally = Mutex::default();
     let queues = core::mem::take(&mut guest.queues);
     let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
@@ -269,7 +269,9 @@ impl Run<'_> {
         let seed = self.seed.wrapping_add(index.into());
         let mem = self.guest.memory.map()?;
         let mut checked = Checked::new(mem, queue, self.shared, self.area, seed, data);
+        self.shared.has_seen(index, self.shared.deaths());
         let done = work(&mut checked);
+        self.shared.has_seen(index, u64::MAX);
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).add(&checked.tally);
         done.map(|()| checked.queue)
     }

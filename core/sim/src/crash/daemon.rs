@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId};
 use sluice_core::image::{Backing, ImageConfig};
-use sluice_core::inflight::region_bytes;
 use sluice_core::memory::Region;
 use sluice_core::op::{Op, Reply};
 use sluice_core::shard::{Budget, Effect, Granted, Idle, Input, Shard};
@@ -110,14 +110,16 @@ impl<'a> Daemon<'a> {
         let area = ControlEvent::SetInflight {
             region: INFLIGHT,
             offset: 0,
-            len: region_bytes(1, plan.size),
+            len: plan.area_bytes() as u64,
             queues: 1,
             size: plan.size,
         };
         // Call descriptors come first, so no later one wakes the driver.
-        let queue = start_queue(0, guest.layout(), &region, guest.used_idx().into())
+        let queue = start_queue(0, guest.layout(), &region, guest.known_base())
             .filter(|event| !matches!(event, ControlEvent::SetVringCall { .. }));
-        let connect = connect(features(plan.event_idx), &[region]).chain([area]);
+        let mut features = features(plan.event_idx);
+        features.set(BlkFeatures::RING_PACKED, plan.packed);
+        let connect = connect(features, &[region]).chain([area]);
         let connected = core::mem::replace(&mut self.connected, true);
         for event in connect.take(if connected { 0 } else { usize::MAX }).chain(queue) {
             if self.is_over() {
@@ -219,11 +221,14 @@ impl<'a> Daemon<'a> {
     }
 
     /// The queue is stopped at rest: it stands where its ring does, and its area is empty.
-    fn stop(&mut self, guest: &Guest<'_>) -> Result<(), String> {
-        let base = guest.used_idx().into();
+    fn stop(&mut self, guest: &mut Guest<'_>) -> Result<(), String> {
+        let base = guest.rest_base();
         let reply = self.ask(ControlEvent::GetVringBase { index: 0 })?;
         if reply != Some(ControlReply::VringBase { index: 0, base }) {
             return Err(format!("stopped at {reply:?} instead of {base}"));
+        }
+        if !self.is_over() {
+            guest.base = base;
         }
         guest.check_empty(self.is_over())
     }

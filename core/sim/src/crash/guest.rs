@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_core::memory::{RegionId, SharedMemory};
-use sluice_core::virtqueue::layout::{USED_IDX, USED_RING, UsedElement};
+use sluice_core::virtqueue::layout::USED_IDX;
 
-use super::{DATA, Plan, SECTOR, decode};
+use super::decode::{in_flight, in_flight_packed};
+use super::{DATA, Plan, SECTOR};
 use crate::driver::{Buffer, Driver, Layout, RequestSpec, Shape};
 use crate::memory::FlatMemory;
 
@@ -31,6 +32,8 @@ pub(super) struct Guest<'m> {
     pub(super) sent: BTreeSet<u16>,
     /// Whether it has notified, and nobody has heard.
     pub(super) kicked: bool,
+    /// Where its queue began or was stopped, which its front end remembers.
+    pub(super) base: u32,
 }
 
 impl<'m> Guest<'m> {
@@ -39,11 +42,13 @@ impl<'m> Guest<'m> {
         let (waiting, sent) = (BTreeMap::new(), BTreeSet::new());
         let end = plan.requests;
         let (next, rounds, kicked) = (0, plan.rounds - 1, false);
-        Self { mem, plan, driver, waiting, next, end, rounds, sent, kicked }
+        let base = driver.layout().base();
+        Self { mem, plan, driver, waiting, next, end, rounds, sent, kicked, base }
     }
 
     fn driver(mem: &FlatMemory, plan: Plan) -> Driver {
-        let layout = Layout::new(GUEST, 0, 0, plan.size, 4);
+        let new = if plan.packed { Layout::packed } else { Layout::new };
+        let layout = new(GUEST, 0, 0, plan.size, 4);
         Driver::new(mem, layout, plan.event_idx).expect("it has its memory")
     }
 
@@ -53,16 +58,27 @@ impl<'m> Guest<'m> {
         self.waiting.clear();
         self.end += self.plan.requests - 1;
         self.kicked = false;
+        self.base = self.layout().base();
     }
 
     pub(super) fn layout(&self) -> &Layout {
         self.driver.layout()
     }
 
-    /// The ring's used index: all that its front end knows after a kill.
-    pub(super) fn used_idx(&self) -> u16 {
+    fn used_idx(&self) -> u16 {
         let offset = self.layout().used + USED_IDX;
         self.mem.load_acquire_u16(GUEST, offset).expect("its own memory")
+    }
+
+    /// Where its front end lets the queue go on: that is all it knows after a kill.
+    pub(super) fn known_base(&self) -> u32 {
+        if self.plan.packed { self.base } else { self.used_idx().into() }
+    }
+
+    /// Where its queue stands when nothing is under way.
+    pub(super) const fn rest_base(&self) -> u32 {
+        let used = self.driver.used_index() as u32;
+        if self.plan.packed { self.driver.avail_index() as u32 | used << 16 } else { used }
     }
 
     /// Whether everything has come back.
@@ -114,7 +130,10 @@ impl<'m> Guest<'m> {
         let buffer = Buffer { addr: Self::buffer(number), len: 512 };
         self.mem.fill(GUEST, buffer.addr, &[0xaa; SECTOR]);
         let buffers = [buffer];
-        let spec = RequestSpec::read(number.into(), &buffers).shaped(Shape::INDIRECT);
+        // In a packed ring chains are of different lengths.
+        let indirect = !self.plan.packed || number.is_multiple_of(2);
+        let shape = if indirect { Shape::INDIRECT } else { Shape::PLAIN };
+        let spec = RequestSpec::read(number.into(), &buffers).shaped(shape);
         let Some(tag) = self.driver.add(self.mem, &spec) else { return false };
         self.waiting.insert(tag.0, number);
         self.next += 1;
@@ -137,14 +156,9 @@ impl<'m> Guest<'m> {
 
     /// What it waits for by head, without what was given back and it has not seen yet.
     fn unpublished(&self) -> BTreeMap<u16, u16> {
-        let mut rest = self.waiting.clone();
-        let (mut at, end) = (self.driver.used_index(), self.used_idx());
-        while at != end {
-            let entry = u64::from(at & (self.plan.size - 1));
-            let offset = self.layout().used + USED_RING + 8 * entry;
-            let element: UsedElement = self.mem.read(GUEST, offset).expect("its own memory");
-            rest.remove(&u16::try_from(element.id.get()).unwrap_or(u16::MAX));
-            at = at.wrapping_add(1);
+        let (mut rest, mut driver) = (self.waiting.clone(), self.driver.clone());
+        while let Ok(Some(done)) = driver.reap(self.mem) {
+            rest.remove(&done.tag.0);
         }
         rest
     }
@@ -161,8 +175,13 @@ impl<'m> Guest<'m> {
     /// The region at a moment at which the daemon may be dead (I13): what was sent is in it, and
     /// nothing that was not asked for, in order.
     pub(super) fn check_region(&self) -> Result<(), String> {
-        let area = self.mem.dump(INFLIGHT, 0, 16 + 16 * usize::from(self.plan.size));
-        let heads = decode::in_flight(&area, self.used_idx())?;
+        let area = self.mem.dump(INFLIGHT, 0, self.plan.area_bytes());
+        let heads = if self.plan.packed {
+            let ring = self.mem.dump(GUEST, self.layout().desc, 16 * usize::from(self.plan.size));
+            in_flight_packed(&area, &ring)?
+        } else {
+            in_flight(&area, self.used_idx())?
+        };
         let rest = self.unpublished();
         let numbers: Option<Vec<u16>> = heads.iter().map(|head| rest.get(head).copied()).collect();
         let numbers = numbers.ok_or_else(|| format!("{heads:?} in flight, {rest:?} asked for"))?;

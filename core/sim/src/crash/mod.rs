@@ -11,7 +11,7 @@ mod guest;
 mod mortal;
 
 pub use choices::Choices;
-pub use decode::in_flight;
+pub use decode::{in_flight, in_flight_packed};
 pub use mortal::{Life, Mortal};
 
 use sluice_core::inflight::region_bytes;
@@ -38,6 +38,8 @@ pub struct Plan {
     /// How often it asks for so many. Between two rounds its queue is stopped and started: its
     /// ring is in use then, and its area is not, as after a migration.
     pub rounds: u16,
+    /// Whether the ring is packed: then every other chain has three entries, not one.
+    pub packed: bool,
     /// Entries of the ring.
     pub size: u16,
     /// Whether event indices are in use.
@@ -46,6 +48,13 @@ pub struct Plan {
     pub adds_while_down: bool,
     /// Whether the guest is reset while nobody serves it, the first time.
     pub resets_while_down: bool,
+}
+
+impl Plan {
+    /// Bytes of its inflight region.
+    fn area_bytes(&self) -> usize {
+        usize::try_from(region_bytes(1, self.size, self.packed)).expect("small")
+    }
 }
 
 /// How much was looked at.
@@ -114,7 +123,7 @@ struct Lab {
 impl Lab {
     fn new(plan: Plan) -> Self {
         let bytes = |len| usize::try_from(len).expect("small");
-        let mem = FlatMemory::new(&[bytes(GUEST_BYTES), bytes(region_bytes(1, plan.size))]);
+        let mem = FlatMemory::new(&[bytes(GUEST_BYTES), plan.area_bytes()]);
         let capacity =
             Capacity { images: 1, devices: 1, queues: 1, requests: 8, parts: 9, groups: 0 };
         Self { plan, mem, arena: Arena::new(capacity) }
@@ -123,7 +132,7 @@ impl Lab {
     /// Runs one daemon after the other, each with so many moments; says how many the last had.
     fn run(&mut self, choices: &mut Choices, lives: &[u64]) -> Result<u64, String> {
         let plan = self.plan;
-        let area = vec![0; usize::try_from(region_bytes(1, plan.size)).unwrap_or(0)];
+        let area = vec![0; plan.area_bytes()];
         self.mem.fill(INFLIGHT, 0, &area);
         let mut guest = Guest::new(&self.mem, plan);
         guest.wake()?;

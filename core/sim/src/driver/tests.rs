@@ -73,7 +73,8 @@ impl World {
                 (head, chain::walk(mem, map, ring, head, first, &mut segments))
             }
             Ring::Packed(ring) => {
-                let chain = chain::take_packed(mem, map, ring, &mut segments).unwrap().unwrap();
+                let chain =
+                    chain::take_packed(mem, map, ring, None, &mut segments).unwrap().unwrap();
                 (parts(chain.token).0, chain)
             }
         };

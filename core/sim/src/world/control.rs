@@ -172,7 +172,7 @@ impl World<'_> {
 
     fn inflight_region(&mut self, id: u32) -> ControlEvent {
         let build = self.options.guests[id as usize].0;
-        let bytes = region_bytes(build.queues, build.size);
+        let bytes = region_bytes(build.queues, build.size, build.packed);
         let len = usize::try_from(bytes).expect("a small region");
         let mut inner = self.mem.inner();
         let chunk = *self.fronts[id as usize].area.get_or_insert_with(|| {

@@ -126,7 +126,7 @@ impl<'s> World<'s> {
         let front = &self.fronts[id as usize];
         let chunk = front.area.filter(|_| front.handed_over)?;
         let size = self.options.guests[id as usize].0.size;
-        let len = usize::try_from(queue_bytes(size)).unwrap_or(0);
+        let len = usize::try_from(queue_bytes(size, false)).unwrap_or(0);
         Some(Extent { chunk, at: usize::from(index) * len, len: 16 + 16 * usize::from(size) })
     }
 

@@ -226,7 +226,7 @@ fn every_packed_ring_of_up_to_four_entries() {
                 let mut device = PackedRing::start(rings, size, base, false);
                 let mut taken = Vec::new();
                 let fault = loop {
-                    match take_packed(&mem, &map, &mut device, &mut segments) {
+                    match take_packed(&mem, &map, &mut device, None, &mut segments) {
                         Ok(Some(chain)) => taken.push(chain.token),
                         Ok(None) => break false,
                         Err(_) => break true,

@@ -11,6 +11,7 @@ mod results;
 mod holders;
 mod messages;
 mod inflight;
+mod packed_inflight;
 mod packed;
 mod log;
 mod differential;

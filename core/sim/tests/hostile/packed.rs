@@ -1,10 +1,9 @@
 //! Packed rings: what only they can get wrong.
 
 use sluice_core::blk::BlkFeatures;
-use sluice_core::device::{ControlEvent, ControlFault, ControlReply, ProtocolFeatures};
+use sluice_core::device::{ControlEvent, ControlFault, ControlReply};
 use sluice_core::inflight::region_bytes;
 use sluice_core::limits::QUEUE_SIZE_MAX;
-use sluice_core::memory::RegionId;
 use sluice_core::shard::{Idle, Input};
 use sluice_core::virtqueue::QueueFault;
 use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED};
@@ -405,38 +404,37 @@ fn a_packed_ring_without_a_base_begins_at_its_beginning() {
     assert_eq!(rig.control(ControlEvent::GetVringBase { index: 0 }), base);
 }
 
-//= spec/packed.md#PVQ-13
+/// A front end may ask for its region and hand it over before it says which rings it means.
+//= spec/inflight.md#INF-2
 #[test]
-fn b96_a_packed_queue_takes_no_inflight_region() {
-    let bytes = region_bytes(1, 8);
-    let inflight = ControlEvent::SetInflight {
-        region: RegionId(3),
-        offset: 0,
-        len: bytes,
-        queues: 1,
-        size: 8,
-    };
+fn b96_a_region_of_a_split_queue_is_too_small_for_a_packed_one() {
     rig!(rig, setup(8, 0x8000));
-    let index = 0;
+    let (index, addresses) = (0, rig.addresses());
+    let features = setup(8, 0).features;
+    let split = ControlEvent::SetFeatures(features.difference(BlkFeatures::RING_PACKED).bits());
+    let packed = ControlEvent::SetFeatures(features.bits());
+    let inflight =
+        |len| ControlEvent::SetInflight { region: HIGH, offset: 0, len, queues: 1, size: 8 };
+    let [small, large] = [false, true].map(|packed| region_bytes(1, 8, packed));
+    rig.mem.fill(HIGH, 0, &[0; 0x200]);
     rig.control(ControlEvent::GetVringBase { index });
-    let ask = ControlEvent::GetInflight { queues: 1, size: 8 };
-    let protocol = |bits: ProtocolFeatures| ControlEvent::SetProtocolFeatures(bits.bits());
-    let none = protocol(ProtocolFeatures::empty());
-    assert_eq!(rig.control(none), Some(ControlReply::Done));
-    assert_eq!(rig.control(ask.clone()), Some(ControlReply::Refused(ControlFault::Inflight)));
-    let tracked = protocol(ProtocolFeatures::INFLIGHT_SHMFD);
-    assert_eq!(rig.control(tracked), Some(ControlReply::Done));
-    assert_eq!(rig.control(ask.clone()), Some(ControlReply::Value(0)), "there is none");
-    assert_eq!(rig.control(inflight), Some(ControlReply::Done));
-    let addresses = rig.addresses();
-    let again = ControlEvent::SetVringAddr { index, addresses };
-    assert_eq!(rig.control(again), Some(ControlReply::Done));
-    let refused = Some(ControlReply::Refused(ControlFault::Inflight));
-    assert_eq!(rig.control(ControlEvent::SetVringKick { index }), refused);
-    // A split queue takes it.
-    let features = ControlEvent::SetFeatures(Setup::default().features.bits());
-    assert_eq!(rig.control(features), Some(ControlReply::Done));
-    assert_eq!(rig.control(ask), Some(ControlReply::Value(bytes)));
+    let refused = ControlReply::Refused(ControlFault::Inflight);
+    for (len, start) in [(small, refused), (large - 1, refused), (large, ControlReply::Done)] {
+        for event in [
+            split.clone(),
+            inflight(len),
+            packed.clone(),
+            ControlEvent::SetVringAddr { index, addresses },
+        ] {
+            assert_eq!(rig.control(event), Some(ControlReply::Done));
+        }
+        assert_eq!(rig.control(ControlEvent::SetVringKick { index }), Some(start), "{len}");
+        assert_eq!(rig.broken, None);
+    }
+    rig.control(ControlEvent::GetVringBase { index });
+    assert_eq!(rig.control(packed), Some(ControlReply::Done));
+    assert_eq!(rig.control(inflight(large - 1)), Some(refused), "once it is known");
+    assert_eq!(rig.control(inflight(large)), Some(ControlReply::Done));
 }
 
 //= spec/packed.md#PVQ-13

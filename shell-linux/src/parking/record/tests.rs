@@ -67,6 +67,21 @@ fn a_record_replayed_gives_the_same_record() {
     assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 12, 10, 11]);
 }
 
+/// No index in memory says where a packed ring stands; its area does, whatever the base is.
+//= spec/parking.md#PRK-3
+#[test]
+fn a_packed_ring_is_not_asked_for_its_index() {
+    let mut record = negotiated();
+    record.note(&ControlEvent::SetFeatures(1 << 32 | 1 << 34), &[], None);
+    let base = 0x8003_8003;
+    record.note(&ControlEvent::SetVringBase { index: 0, base }, &[], None);
+    let events = record.events(|_, _| panic!("there is none")).unwrap();
+    let first = ControlEvent::SetVringBase { index: 0, base };
+    assert!(events.iter().any(|replayed| replayed.event == first), "{events:?}");
+    record.inflight = None;
+    assert!(record.events(|_, _| Ok(0)).is_err(), "without an area nobody knows");
+}
+
 #[test]
 fn the_last_word_counts() {
     use ControlEvent as E;

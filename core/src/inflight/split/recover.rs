@@ -1,34 +1,16 @@
-//! What a queue goes on from: the conclusions from a region and a ring.
+//! What a split queue goes on from: the conclusions from its area and its ring.
 //!
 //! The region is memory that the front end shares, as hostile as a ring. It is copied once, the
 //! copy is checked, and only then is anything stored: what this daemon would say if it were
 //! killed at any of these stores is what it says now.
 
-use heapless::Vec;
-
-use super::{HEADER_BYTES, Inflight, QueueRegion, RECORD_BYTES, Record, VERSION};
+use super::{HEADER_BYTES, QueueRegion, RECORD_BYTES, Record, SplitInflight, VERSION};
+use crate::inflight::members::Members;
+use crate::inflight::{InflightFault, Resubmission};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::virtqueue::{ChainToken, QueueFault};
-
-/// Why a queue cannot go on from its region. Nothing is guessed: the queue is broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum InflightFault {
-    /// Another version, unknown features, or as many records as another queue would have.
-    Layout,
-    /// The ring's used index is further than one queue from the settled one.
-    UsedIndex,
-    /// The list of a batch, or of a chain, leaves the records or meets itself or another.
-    Batch,
-    /// More chains are marked than the driver waits for, or records are in no list.
-    Count,
-    /// The front end wants to go on somewhere else.
-    Base,
-    /// No region was handed over, but the driver waits for chains that may have been taken.
-    Missing,
-}
 
 /// What the ring says when a queue starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +25,6 @@ pub struct RingState {
     pub base: u16,
 }
 
-/// Heads to be taken again, the one that was taken last first: they are taken off the end.
-pub type Resubmission = Vec<u16, { QUEUE_SIZE_MAX as usize }>;
-
 /// Goes on with the area at `offset` of `region`: what is to be submitted again before anything
 /// new is taken, and where that begins.
 ///
@@ -57,14 +36,14 @@ pub fn resume(
     region: RegionId,
     offset: u64,
     ring: RingState,
-) -> Result<(Inflight, Resubmission), QueueFault> {
+) -> Result<(SplitInflight, Resubmission), QueueFault> {
     let header: QueueRegion = mem.read(region, offset)?;
     let mut records = [Record::EMPTY; QUEUE_SIZE_MAX as usize];
     let records = &mut records[..usize::from(ring.size)];
     for (record, at) in records.iter_mut().zip(0..) {
         *record = mem.read(region, offset + HEADER_BYTES + RECORD_BYTES * at)?;
     }
-    let inflight = Inflight { region, offset, counter: 0, batch_head: 0 };
+    let inflight = SplitInflight { region, offset, counter: 0, batch_head: 0 };
     //= spec/recovery.md#REC-11
     if header.version.get() == 0 {
         check_window(&ring, 0)?;
@@ -85,7 +64,7 @@ pub fn resume(
     Ok((inflight, again))
 }
 
-impl Inflight {
+impl SplitInflight {
     /// Makes an area empty that nobody has used, whatever its records hold.
     //= spec/inflight.md#INF-6
     fn initialise(
@@ -148,34 +127,6 @@ fn last_batch(
         head = records[usize::from(head)].next.get();
     }
     Ok(batch)
-}
-
-/// Records that were found in lists: each may be in one, once.
-#[derive(Clone, Debug)]
-pub(super) struct Members {
-    seen: [bool; QUEUE_SIZE_MAX as usize],
-    size: u16,
-}
-
-impl Members {
-    pub(super) const fn new(size: u16) -> Self {
-        Self { seen: [false; QUEUE_SIZE_MAX as usize], size }
-    }
-
-    pub(super) fn add(&mut self, at: u16) -> Result<(), InflightFault> {
-        if at >= self.size || core::mem::replace(&mut self.seen[usize::from(at)], true) {
-            return Err(InflightFault::Batch);
-        }
-        Ok(())
-    }
-
-    pub(super) const fn has(&self, at: u16) -> bool {
-        self.seen[at as usize]
-    }
-
-    pub(super) fn is_all(&self) -> bool {
-        self.seen[..usize::from(self.size)].iter().all(|&seen| seen)
-    }
 }
 
 /// The marked heads, the one that was taken last first.

@@ -4,12 +4,16 @@
 
 use zerocopy::byteorder::little_endian::{U16, U64};
 
-use super::packed::{LISTS, Links, Lists, PLACES, PackedInflight, Place, Places, RECORD_COUNTER};
-use super::recover::Members;
-use super::{InflightFault, Resubmission, VERSION};
+use super::{
+    LISTS, Links, Lists, PLACES, PackedInflight, Places, RECORD_COUNTER, RECORD_SAVED, VERSION,
+};
+use crate::inflight::members::Members;
+use crate::inflight::{InflightFault, Resubmission};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
-use crate::virtqueue::QueueFault;
+use crate::virtqueue::layout::{DESC_AVAIL, DESC_BYTES, DESC_USED, PACKED_FLAGS};
+use crate::virtqueue::packed::Position;
+use crate::virtqueue::{PackedBase, QueueFault};
 
 /// What is known of a packed ring when its queue starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,29 +22,23 @@ pub struct PackedState {
     pub desc: (RegionId, u64),
     /// Entries.
     pub size: u16,
-    /// Where the front end wants to go on: the next available and the next used place. It counts
-    /// only for an area that nobody has used: after a kill no front end knows.
-    pub base: (Place, Place),
+    /// Where the front end wants to go on. It counts only for an area that nobody has used: after
+    /// a kill no front end knows.
+    pub base: PackedBase,
 }
 
 /// What a packed queue goes on with.
 #[derive(Clone, Debug)]
-pub struct PackedResumed {
+pub struct Resumed {
     /// Its area.
     pub inflight: PackedInflight,
     /// The place up to which descriptors were given back.
-    pub used: Place,
+    pub used: Position,
     /// Descriptors that were taken behind it.
     pub taken: u16,
-    /// Head records of the chains to be submitted again, the one that was taken last first.
+    /// Buffer ids of the chains to be submitted again, the one that was taken last first.
     pub again: Resubmission,
 }
-
-/// Descriptor flags: made available, given back; where they stand.
-const DESC_AVAIL: u16 = 1 << 7;
-const DESC_USED: u16 = 1 << 15;
-const DESC_FLAGS: u64 = 14;
-const DESC_BYTES: u64 = 16;
 
 /// Goes on with the area at `offset` of `region`.
 ///
@@ -48,12 +46,12 @@ const DESC_BYTES: u64 = 16;
 /// [`QueueFault::Inflight`] when the area is impossible, [`QueueFault::RingUnmapped`] when it or
 /// the ring is not there. Nothing has been stored then.
 //= spec/recovery.md#REC-12
-pub fn resume_packed(
+pub fn resume(
     mem: &impl SharedMemory,
     region: RegionId,
     offset: u64,
     ring: PackedState,
-) -> Result<PackedResumed, QueueFault> {
+) -> Result<Resumed, QueueFault> {
     let features: U64 = mem.read(region, offset)?;
     let lists: Lists = mem.read(region, offset + LISTS)?;
     let places: Places = mem.read(region, offset + PLACES)?;
@@ -65,8 +63,9 @@ pub fn resume_packed(
         return Err(InflightFault::Layout.into());
     }
     let (new, old) = settled(&places, ring.size)?;
-    let used_flag = flags_at(mem, &ring, old)? & DESC_USED != 0;
-    let given_back = new != old && used_flag == old.wrap;
+    // The driver may have made it available for another lap by now: that leaves one of the bits.
+    let used_bit = (flags_at(mem, &ring, old)? ^ old.used_flags()) & DESC_USED == 0;
+    let given_back = new != old && used_bit;
     let (used, free) = match given_back {
         true => (new, lists.free_head.get()),
         false => (old, lists.old_free_head.get()),
@@ -83,19 +82,19 @@ pub fn resume_packed(
         at = records[usize::from(at)].next.get();
     }
     let (again, taken) = chains(mem, &mut inflight, records, &mut members)?;
-    let waits = flags_at(mem, &ring, used)? & (DESC_AVAIL | DESC_USED);
-    if taken > 0 && waits != available(used) {
+    if taken > 0 && flags_at(mem, &ring, used)? != used.available_flags() {
         return Err(InflightFault::UsedIndex.into());
     }
     take_back(mem, &ring, used, taken)?;
+    let under_way = |at: u16| again.iter().any(|&id| inflight.head[usize::from(id)] == at);
     for (links, at) in records.iter().zip(0..) {
-        if links.inflight != 0 && !again.contains(&at) {
+        if links.inflight != 0 && !under_way(at) {
             mem.write(region, inflight.record(at), &0_u8)?;
         }
     }
     inflight.begin(records.iter().map(|links| links.next.get()), free, used);
     inflight.store(mem)?;
-    Ok(PackedResumed { inflight, used, taken, again })
+    Ok(Resumed { inflight, used, taken, again })
 }
 
 /// Makes the entries of all chains under way available again. A batch that was not given back
@@ -105,24 +104,17 @@ pub fn resume_packed(
 fn take_back(
     mem: &impl SharedMemory,
     ring: &PackedState,
-    used: Place,
+    used: Position,
     taken: u16,
 ) -> Result<(), OutOfRegion> {
-    let (region, offset) = ring.desc;
     for ahead in 1..taken {
         let place = used.after(ahead, ring.size);
-        let due = available(place);
-        if flags_at(mem, ring, place)? & (DESC_AVAIL | DESC_USED) != due {
-            let at = offset + DESC_BYTES * u64::from(place.index) + DESC_FLAGS;
-            mem.store_release_u16(region, at, due)?;
+        if flags_at(mem, ring, place)? != place.available_flags() {
+            let (region, at) = flags_place(ring, place);
+            mem.store_release_u16(region, at, place.available_flags())?;
         }
     }
     Ok(())
-}
-
-/// The flags of a descriptor that the driver made available.
-const fn available(place: Place) -> u16 {
-    if place.wrap { DESC_AVAIL } else { DESC_USED }
 }
 
 /// Makes an area empty that nobody has used: all records are free, in their order.
@@ -130,8 +122,8 @@ fn initialise(
     mem: &impl SharedMemory,
     mut inflight: PackedInflight,
     ring: PackedState,
-) -> Result<PackedResumed, QueueFault> {
-    let (avail, used) = ring.base;
+) -> Result<Resumed, QueueFault> {
+    let PackedBase { avail, used } = ring.base;
     if avail != used {
         return Err(InflightFault::Base.into());
     }
@@ -142,29 +134,37 @@ fn initialise(
     inflight.begin(1..=ring.size, 0, used);
     mem.write(inflight.region, inflight.offset, &U64::ZERO)?;
     inflight.store_fresh(mem)?;
-    Ok(PackedResumed { inflight, used, taken: 0, again: Resubmission::new() })
+    Ok(Resumed { inflight, used, taken: 0, again: Resubmission::new() })
 }
 
 /// The two places of an area, which are at most one lap apart.
-fn settled(places: &Places, size: u16) -> Result<(Place, Place), InflightFault> {
-    let place = |index: U16, wrap: u8| {
-        let place = Place { index: index.get(), wrap: wrap == 1 };
-        (place.index < size && wrap <= 1).then_some(place).ok_or(InflightFault::UsedIndex)
+fn settled(places: &Places, size: u16) -> Result<(Position, Position), InflightFault> {
+    let position = |index: U16, wrap: u8| match wrap {
+        0 | 1 => Position::new(index.get(), wrap == 1, size).ok_or(InflightFault::UsedIndex),
+        _ => Err(InflightFault::UsedIndex),
     };
-    let new = place(places.used_idx, places.used_wrap)?;
-    let old = place(places.old_used_idx, places.old_used_wrap)?;
-    let reached =
-        if new.wrap == old.wrap { new.index >= old.index } else { new.index <= old.index };
-    if reached { Ok((new, old)) } else { Err(InflightFault::UsedIndex) }
+    let new = position(places.used_idx, places.used_wrap)?;
+    let old = position(places.old_used_idx, places.old_used_wrap)?;
+    if old.distance(new, size) <= size { Ok((new, old)) } else { Err(InflightFault::UsedIndex) }
 }
 
-fn flags_at(mem: &impl SharedMemory, ring: &PackedState, place: Place) -> Result<u16, OutOfRegion> {
+const fn flags_place(ring: &PackedState, place: Position) -> (RegionId, u64) {
     let (region, offset) = ring.desc;
-    mem.load_acquire_u16(region, offset + DESC_BYTES * u64::from(place.index) + DESC_FLAGS)
+    (region, offset + DESC_BYTES * place.index() as u64 + PACKED_FLAGS)
 }
 
-/// The chains under way, the one that was taken last first, and how many descriptors they have.
-/// Together with the free ones that is every record, once.
+/// Of the flags of a descriptor those that say whose it is.
+fn flags_at(
+    mem: &impl SharedMemory,
+    ring: &PackedState,
+    place: Position,
+) -> Result<u16, OutOfRegion> {
+    let (region, at) = flags_place(ring, place);
+    Ok(mem.load_acquire_u16(region, at)? & (DESC_AVAIL | DESC_USED))
+}
+
+/// The chains under way by buffer id, the one that was taken last first, and how many descriptors
+/// they have. Together with the free ones that is every record, once.
 fn chains(
     mem: &impl SharedMemory,
     inflight: &mut PackedInflight,
@@ -189,18 +189,23 @@ fn chains(
         if last != links.last.get() || links.num.get() == 0 {
             return Err(InflightFault::Batch.into());
         }
-        let id: U16 =
-            mem.read(inflight.region, inflight.record(last) + super::packed::RECORD_SAVED)?;
-        ids.add(id.get())?;
-        inflight.take_over(id.get(), head, last);
+        let id: U16 = mem.read(inflight.region, inflight.record(last) + RECORD_SAVED)?;
+        let id = id.get();
+        ids.add(id)?;
+        inflight.head[usize::from(id)] = head;
+        inflight.last[usize::from(head)] = last;
         let counter: U64 = mem.read(inflight.region, inflight.record(head) + RECORD_COUNTER)?;
-        counters[usize::from(head)] = counter.get();
+        counters[usize::from(id)] = counter.get();
         taken += links.num.get();
-        again.push(head).map_err(|_| InflightFault::Count)?;
+        again.push(id).map_err(|_| InflightFault::Count)?;
     }
     if !members.is_all() {
         return Err(InflightFault::Count.into());
     }
-    again.sort_unstable_by_key(|&head| core::cmp::Reverse((counters[usize::from(head)], head)));
+    let order = |&id: &u16| {
+        let id = usize::from(id);
+        core::cmp::Reverse((counters[id], inflight.head[id]))
+    };
+    again.sort_unstable_by_key(order);
     Ok((again, taken))
 }
