@@ -34,9 +34,7 @@ pub(crate) fn publish(
             mem.write(status_at.region(), status_at.offset, &(request.status as u8))?;
         }
         // 2. Its link in the batch's list.
-        if let Some(inflight) = inflight
-            && !planted(Fault::LinksForgotten)
-        {
+        if let Some(inflight) = inflight {
             inflight.link(mem, request.token)?;
         }
         // 3. Its used entry, which nobody looks at before the index moves.
@@ -62,9 +60,7 @@ pub(crate) fn publish(
         if let Some(inflight) = inflight {
             inflight.clear(mem, request.token)?;
         }
-        if !planted(Fault::HeadKept) {
-            ring.forget(request.token);
-        }
+        ring.forget(request.token);
     }
     if planted(Fault::ClearedFirst) {
         ring.publish(mem, count)?;
