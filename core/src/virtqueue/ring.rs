@@ -89,6 +89,12 @@ impl Ring {
         }
     }
 
+    /// Whether chains were taken and not given back.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        either!(self, ring => ring.is_held())
+    }
+
     /// Takes nothing new any more; what is to be taken again still is.
     pub const fn close(&mut self) {
         if let Self::Split(ring) = self {

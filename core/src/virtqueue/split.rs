@@ -100,6 +100,12 @@ impl SplitRing {
         !self.again.is_empty()
     }
 
+    /// Whether chains were taken and not given back, by this daemon or an earlier one.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.next_avail != self.next_used
+    }
+
     /// Takes nothing new any more; what is to be taken again still is.
     pub const fn close(&mut self) {
         self.closed = true;

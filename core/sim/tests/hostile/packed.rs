@@ -2,7 +2,7 @@
 
 use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, ControlFault, ControlReply, ProtocolFeatures};
-use sluice_core::inflight::region_bytes;
+use sluice_core::inflight::{DEVICE_BYTES, region_bytes};
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_core::memory::RegionId;
 use sluice_core::shard::{Idle, Input};
@@ -436,7 +436,7 @@ fn b96_a_packed_queue_takes_no_inflight_region() {
     // A split queue takes it.
     let features = ControlEvent::SetFeatures(Setup::default().features.bits());
     assert_eq!(rig.control(features), Some(ControlReply::Done));
-    assert_eq!(rig.control(ask), Some(ControlReply::Value(bytes)));
+    assert_eq!(rig.control(ask), Some(ControlReply::Value(bytes + DEVICE_BYTES)));
 }
 
 //= spec/packed.md#PVQ-13
