@@ -61,6 +61,8 @@ bitflags! {
         const INFLIGHT_SHMFD = 1 << 12;
         /// Memory regions come and go one by one.
         const CONFIGURE_MEM_SLOTS = 1 << 15;
+        /// A stop may leave requests in the inflight region. Not without one.
+        const GET_VRING_BASE_INFLIGHT = 1 << 20;
     }
 }
 
@@ -104,9 +106,11 @@ pub enum ControlEvent {
         offset: u32,
         size: u32,
     },
+    /// `value` is the first of the bytes.
     SetConfig {
         offset: u32,
         size: u32,
+        value: u8,
     },
     /// A channel on which the device may speak.
     SetBackendReq,
@@ -284,6 +288,7 @@ pub(crate) enum Step {
     RemoveRegion { guest: u64, user: u64, size: u64 },
     GetInflight { bytes: u64 },
     SetInflight(InflightArea),
+    SetWriteback(bool),
     SetLog(DirtyLog),
 }
 
@@ -305,6 +310,13 @@ impl InflightArea {
     pub(crate) const fn fits(&self, index: u16, size: u16, packed: bool) -> bool {
         let needed = inflight::region_bytes(self.queues, self.size, packed);
         index < self.queues && size <= self.size && needed <= self.bytes
+    }
+
+    /// Where the device's own record is, if there is room for one: behind the areas of all queues,
+    /// whatever their format.
+    pub(crate) const fn device_at(&self) -> Option<u64> {
+        let areas = inflight::region_bytes(self.queues, self.size, true);
+        if areas + inflight::DEVICE_BYTES <= self.bytes { Some(self.offset + areas) } else { None }
     }
 
     /// Where the area of a queue begins.
@@ -339,6 +351,8 @@ pub struct Device {
     pub(crate) config_changed: bool,
     /// Whether the front end has read the configuration space.
     pub(crate) config_read: bool,
+    /// Whether completed writes may be volatile, as the front end has been told or has said.
+    pub(crate) writeback: Option<bool>,
     /// Whether the shell has to close the connection.
     pub(crate) evict: bool,
     /// Whether the shell has to hear that a new front end may come.
@@ -378,6 +392,7 @@ impl Device {
             broken: 0,
             config_changed: false,
             config_read: false,
+            writeback: None,
             evict: false,
             left: false,
             listed: false,
@@ -429,6 +444,7 @@ impl Device {
         self.protocol = ProtocolFeatures::empty();
         self.config_changed = false;
         self.config_read = false;
+        self.writeback = None;
         self.evict = false;
     }
 
@@ -452,18 +468,15 @@ impl Device {
             E::GetFeatures => answer(ControlReply::Value(BlkFeatures::offered(image).bits())),
             E::SetFeatures(bits) => self.set_features(image, bits),
             E::GetProtocolFeatures => answer(ControlReply::Value(ProtocolFeatures::all().bits())),
-            E::SetProtocolFeatures(bits) => {
-                self.protocol =
-                    ProtocolFeatures::from_bits(bits).ok_or(ControlFault::NotOffered)?;
-                answer(ControlReply::Done)
-            }
+            E::SetProtocolFeatures(bits) => self.set_protocol(bits),
             E::GetQueueNum => answer(ControlReply::Value(self.config.queues.into())),
             E::GetMaxMemSlots => answer(ControlReply::Value(REGIONS_LIVE_MAX as u64)),
-            E::GetConfig { .. } => {
-                self.config_read = true;
-                answer(ControlReply::Config(BlkConfig::new(image)))
+            E::GetConfig { .. } => answer(ControlReply::Config(self.show_config(image))),
+            E::SetConfig { offset, size, value } => {
+                let writeback = BlkConfig::written(offset, size, value)
+                    .filter(|_| self.features.contains(BlkFeatures::CONFIG_WCE));
+                Ok(Step::SetWriteback(writeback.ok_or(ControlFault::Config)?))
             }
-            E::SetConfig { .. } => Err(ControlFault::Config),
             E::ResetOwner => answer(ControlReply::Done),
             E::SetBackendReq => {
                 //= spec/lifecycle.md#LIF-16
@@ -525,7 +538,8 @@ impl Device {
             }
             // Rings of either format find room in it, whichever is agreed upon in the end.
             E::GetInflight { queues, size } => {
-                Ok(Step::GetInflight { bytes: self.inflight_bytes(queues, size, true)? })
+                let bytes = self.inflight_bytes(queues, size, true)? + inflight::DEVICE_BYTES;
+                Ok(Step::GetInflight { bytes })
             }
             //= spec/inflight.md#INF-2
             E::SetInflight { region, offset, len, queues, size } => {
@@ -549,6 +563,17 @@ impl Device {
         if fits { Ok(bytes) } else { Err(ControlFault::Inflight) }
     }
 
+    //= spec/lifecycle.md#LIF-17
+    fn set_protocol(&mut self, bits: u64) -> Result<Step, ControlFault> {
+        use ProtocolFeatures as P;
+        let protocol = P::from_bits(bits).ok_or(ControlFault::NotOffered)?;
+        if protocol.contains(P::GET_VRING_BASE_INFLIGHT) && !protocol.contains(P::INFLIGHT_SHMFD) {
+            return Err(ControlFault::NotOffered);
+        }
+        self.protocol = protocol;
+        Ok(Step::Answer(ControlReply::Done))
+    }
+
     //= spec/lifecycle.md#LIF-4
     fn set_features(&mut self, image: &ImageConfig, bits: u64) -> Result<Step, ControlFault> {
         let features = BlkFeatures::from_bits(bits).ok_or(ControlFault::NotOffered)?;
@@ -563,6 +588,25 @@ impl Device {
         }
         self.features = features;
         Ok(Step::Answer(ControlReply::Done))
+    }
+
+    /// Whoever reads the space before anything runs goes by it. Whoever reads it later may go by
+    /// what it has said to an earlier daemon.
+    fn show_config(&mut self, image: &ImageConfig) -> BlkConfig {
+        if !core::mem::replace(&mut self.config_read, true) {
+            self.writeback.get_or_insert(true);
+        }
+        let mut config = BlkConfig::new(image);
+        config.writeback = self.writeback.unwrap_or(true).into();
+        config
+    }
+
+    /// Whether completed writes have to be stable: the driver cannot flush, or has chosen not to,
+    /// or may have.
+    //= spec/blk.md#BLK-19
+    pub(crate) fn writes_through(&self) -> bool {
+        let chooses = self.features.contains(BlkFeatures::CONFIG_WCE);
+        !self.features.contains(BlkFeatures::FLUSH) || chooses && self.writeback != Some(true)
     }
 
     /// The dirty log, while writes are to be logged.

@@ -126,6 +126,11 @@ pub const fn rule(request: u32) -> Rule {
         }
         // SET_LOG_BASE
         6 => (16, 16, (1, 1)),
+        // SET_LOG_FD: some send a number along; a dispatcher closes the descriptor and refuses
+        7 => {
+            arm = Arm::Own;
+            (0, 8, (1, 1))
+        }
         // GET_INFLIGHT_FD: the answer has bytes that a dispatcher might leave undefined
         31 => {
             arm = Arm::Own;

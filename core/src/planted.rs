@@ -95,6 +95,10 @@ faults! {
     TakenForgotten,
     /// A drained queue leaves its area as it is.
     AreaKept,
+    /// Writes of a driver that does not flush are not synced.
+    ThroughForgotten,
+    /// A stop that leaves requests closes its area.
+    LeftForgotten,
 }
 
 #[cfg(sluice_planted)]

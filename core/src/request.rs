@@ -51,7 +51,10 @@ pub struct Request {
     pub(crate) parts_live: u16,
     /// Whether it stands in a list, waiting for its next part to be cut.
     pub(crate) listed: bool,
-    /// Whether its front end has gone, and its buffers with it.
+    /// Whether what it writes has to be stable when it is given back.
+    pub(crate) through: bool,
+    /// Whether it is not given back: its front end has gone, and its buffers with it, or it is
+    /// left to be taken again.
     pub(crate) orphaned: bool,
 }
 
@@ -139,6 +142,7 @@ impl Request {
         cursor: Cursor::DONE,
         parts_live: 0,
         listed: false,
+        through: false,
         orphaned: false,
     };
 
@@ -187,6 +191,18 @@ impl Request {
         let payload = matches!(kind, OpKind::Read | OpKind::Write);
         let len = geometry.first_part(cursor.offset, cursor.len, payload);
         Some(Slice { offset: cursor.offset, len, skip: cursor.skip, kind })
+    }
+
+    /// Whether something of it has not been sent.
+    pub(crate) const fn has_unsent(&self) -> bool {
+        !self.cursor.is_done() || self.through
+    }
+
+    /// Its payload is written: it becomes the flush that its driver does not send.
+    pub(crate) const fn flush(&mut self, holders: u32) {
+        self.through = false;
+        self.kind = RequestKind::Flush;
+        self.cursor = Cursor::steps(holders);
     }
 
     /// Moves past a slice, which becomes a part.

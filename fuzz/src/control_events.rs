@@ -202,7 +202,15 @@ impl<'a> World<'a> {
             3 => E::GetFeatures,
             4 => E::SetFeatures(features(bytes)),
             5 => E::GetProtocolFeatures,
-            6 => E::SetProtocolFeatures(bytes.pick(&[0, 0x8209, 0x9209, 9, 1 << 13, u64::MAX])),
+            6 => E::SetProtocolFeatures(bytes.pick(&[
+                0,
+                0x8209,
+                0x9209,
+                9,
+                0x10_9209,
+                1 << 20,
+                u64::MAX,
+            ])),
             7 => E::GetQueueNum,
             8 => E::GetMaxMemSlots,
             9 => {
@@ -225,7 +233,10 @@ impl<'a> World<'a> {
                 E::RemoveMemRegion { guest: at.guest, user: at.user, size: at.size }
             }
             12 => E::GetConfig { offset: bytes.u32(), size: bytes.u32() },
-            13 => E::SetConfig { offset: bytes.u32(), size: bytes.u32() },
+            13 => {
+                let (offset, size) = (bytes.pick(&[32, 0, 0x120, 59]), bytes.pick(&[1, 0, 60]));
+                E::SetConfig { offset, size, value: bytes.u8() }
+            }
             14 => E::SetVringNum { index, size: bytes.pick(&[4, 1, 16, 0, 3, 1024, 2048, 65536]) },
             15 => E::SetVringBase { index, base: bytes.pick(&[0, 1, 0xffff, 0x1_0000, 0x8000]) },
             16 => E::SetVringAddr { index, addresses: addresses(bytes, index) },

@@ -95,7 +95,7 @@ struct Guest {
     region: InflightRegion,
     queue: Queue,
     /// The used index when its daemon was killed.
-    used: u16,
+    used: u32,
 }
 
 impl Guest {
@@ -124,12 +124,12 @@ impl Guest {
         let connection = patiently(|| self.connection.reopen(Path::new(&self.socket)))?;
         connection.share_inflight(&self.region)?;
         connection.share(&self.memory)?;
-        connection.start(&self.memory, self.queue.wires(), self.used.into())?;
+        connection.start(&self.memory, self.queue.wires(), self.used)?;
         Ok(connection)
     }
 
-    fn used(&self) -> anyhow::Result<u16> {
-        self.queue.wires().used_index(&self.mem)
+    fn used(&self) -> anyhow::Result<u32> {
+        self.queue.wires().known_base(&self.mem)
     }
 }
 
@@ -182,7 +182,7 @@ fn round(disks: usize, park: &str) -> anyhow::Result<(Duration, Duration)> {
 /// When the first of these queues is given something back, and when all have been.
 fn watch(
     begin: Instant,
-    queues: Vec<(&GuestMemory, Wires, u16)>,
+    queues: Vec<(&GuestMemory, Wires, u32)>,
 ) -> anyhow::Result<(Duration, Duration)> {
     let mut waiting = Vec::new();
     for (memory, wires, used) in queues {
@@ -192,7 +192,7 @@ fn watch(
     while !waiting.is_empty() {
         ensure!(begin.elapsed() < PATIENCE, "{} disks are not served", waiting.len());
         for (mem, wires, used) in mem::take(&mut waiting) {
-            if wires.used_index(&mem)? == used {
+            if wires.known_base(&mem)? == used {
                 waiting.push((mem, wires, used));
             } else {
                 last = begin.elapsed();

@@ -1,15 +1,25 @@
 //! `sluice serve-one` as a process: how it starts, what its neighbours notice, how it ends.
 
+#[allow(dead_code)]
+#[path = "support/client.rs"]
+mod client;
 #[path = "support/disk.rs"]
 mod disk;
+#[allow(dead_code)]
+#[path = "support/guest.rs"]
+mod guest;
 
 use std::fs::{File, OpenOptions, read_dir, read_link};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use client::{Client, event, request};
 use disk::{Disk, SLUICE, run};
+use guest::{AVAIL, Guest};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll as poll_fds};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_core::blk::BlkFeatures;
@@ -57,6 +67,126 @@ fn b39_a_guest_that_loses_its_memory_loses_its_disk_and_nobody_else_does() {
             assert_eq!(report["verdict"], "PASS", "{poll} {socket:?} {output:?}");
         }
         assert_eq!(end(&mut disk).code(), Some(0));
+    }
+}
+
+/// The front end is told which of its guest's queues is not served any more.
+//= spec/virtqueue.md#VQ-1
+#[test]
+fn b50_a_broken_queue_is_signalled_and_others_go_on() {
+    for poll in ["event", "busy"] {
+        let mut disk = Disk::serve(&["--blk-memory", "32M", "--poll", poll]);
+        let mut client = Client::new(UnixStream::connect(disk.socket()).unwrap());
+        client.negotiate();
+        let guest = Guest::new();
+        guest.start(&mut client);
+        let errs = [event(), event()];
+        for (err, ring) in errs.iter().zip(0_u64..) {
+            let told = client.acked(request::SET_VRING_ERR, &ring.to_ne_bytes(), &[err.as_fd()]);
+            assert_eq!(told, 0);
+        }
+        // The available index moves by more than the ring holds.
+        guest.memory.write_all_at(&100_u16.to_le_bytes(), AVAIL + 2).unwrap();
+        rustix::io::write(&guest.kick, &1_u64.to_ne_bytes()).unwrap();
+        let mut signalled = [PollFd::new(&errs[0], PollFlags::IN)];
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        assert_eq!(poll_fds(&mut signalled, Some(&limit)).unwrap(), 1, "{poll}");
+        let mut count = [0; 8];
+        rustix::io::read(&errs[0], &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1, "once");
+        assert!(client.is_served());
+        rustix::io::read(&errs[0], &mut count).expect_err("and not again");
+        rustix::io::read(&errs[1], &mut count).expect_err("the other one is not broken");
+        // It can be set up anew.
+        assert_eq!(client.ask(request::GET_VRING_BASE, &[0; 8]).body, [0; 8]);
+        let mut guest = Guest::new();
+        guest.start(&mut client);
+        guest.read();
+        let stopped = client.ask(request::GET_VRING_BASE, &[0; 8]).body;
+        assert_eq!(stopped.len(), 8);
+        drop(client);
+        assert_eq!(end(&mut disk).code(), Some(0));
+    }
+}
+
+/// A guest whose descriptors are these.
+fn served(disk: &Disk, kick: OwnedFd, call: OwnedFd) {
+    let mut client = Client::new(UnixStream::connect(disk.socket()).unwrap());
+    client.negotiate();
+    let mut guest = Guest::new();
+    (guest.kick, guest.call) = (kick, call);
+    guest.start(&mut client);
+    for count in 1..=5 {
+        guest.read();
+        while guest.used() < count {
+            assert!(client.is_served());
+        }
+    }
+    assert_eq!(guest.status(), 0);
+}
+
+fn counter(count: u32, flags: EventfdFlags) -> OwnedFd {
+    eventfd(count, flags | EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+/// What counts is what stands in the ring, and that something was written.
+#[test]
+fn b12_a_kick_descriptor_that_counts_down_one_by_one_or_is_flooded() {
+    for poll in ["event", "busy"] {
+        let mut disk = Disk::serve(&["--blk-memory", "32M", "--poll", poll]);
+        served(&disk, counter(u32::MAX, EventfdFlags::SEMAPHORE), event());
+        let flooded = counter(0, EventfdFlags::empty());
+        let most = u64::MAX - 1 - 5;
+        rustix::io::write(&flooded, &most.to_ne_bytes()).unwrap();
+        served(&disk, flooded, event());
+        served(&disk, event(), event());
+        assert_eq!(end(&mut disk).code(), Some(0));
+    }
+}
+
+#[test]
+fn b32_a_call_descriptor_that_takes_no_more_holds_nobody_up() {
+    for poll in ["event", "busy"] {
+        let mut disk = Disk::serve(&["--blk-memory", "32M", "--poll", poll]);
+        let full = counter(0, EventfdFlags::empty());
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let kept = full.try_clone().unwrap();
+        served(&disk, event(), full);
+        let mut count = [0; 8];
+        rustix::io::read(&kept, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
+        served(&disk, event(), event());
+        assert_eq!(end(&mut disk).code(), Some(0));
+    }
+}
+
+/// Whoever starts the daemon may have limited the size of its files.
+//= spec/store.md#STO-14
+#[test]
+fn a_limit_on_file_sizes_fails_requests_and_not_the_daemon() {
+    let directory = TempDir::new().unwrap();
+    let image = directory.path().join("disk.raw");
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    for (limit, verdict) in [("8192", false), ("unlimited", true)] {
+        let socket = directory.path().join(limit);
+        let serve = format!(
+            "ulimit -f {limit}; exec \"$0\" --log error serve-one --socket-path \"$1\" --blk-file \"$2\""
+        );
+        let mut daemon = Command::new("sh")
+            .args(["-c", &serve, SLUICE])
+            .args([&socket, &image])
+            .spawn()
+            .unwrap();
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            assert!(Instant::now() < give_up, "no socket");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (output, _) = run(&socket, "verify", &["--requests", "500"]);
+        assert_eq!(output.status.success(), verdict, "{output:?}");
+        assert_eq!(daemon.try_wait().unwrap(), None, "it lives");
+        kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(0), "{limit}");
     }
 }
 

@@ -21,6 +21,8 @@ struct Acknowledged {
 pub struct Durable {
     /// Effects of requests that have not come back: first sector, sectors, effect.
     pending: BTreeMap<ChainName, Vec<(u64, u64, u64)>>,
+    /// Writes that have to be stable when they come back, and what their driver had chosen then.
+    through: BTreeMap<ChainName, u64>,
     /// By image and sector, the oldest acknowledged write that may be dirty.
     acknowledged: BTreeMap<(u32, u64), Acknowledged>,
     now: u64,
@@ -32,9 +34,32 @@ impl Durable {
         self.pending.entry(name).or_default().push((first, sectors, effect));
     }
 
+    /// A write was sent while completed ones have to be stable, by the `era`-th choice.
+    pub fn sent_through(&mut self, name: ChainName, era: u64) {
+        self.through.insert(name, era);
+    }
+
     /// A request will never come back.
     pub fn forget(&mut self, name: ChainName) {
         self.pending.remove(&name);
+        self.through.remove(&name);
+    }
+
+    /// A request is about to come back, by the `era`-th choice. Says which sector a power loss
+    /// would change although it has to be stable.
+    pub fn unstable(
+        &mut self,
+        name: ChainName,
+        era: u64,
+        dirty_since: impl Fn(u64) -> Option<u64>,
+    ) -> Option<u64> {
+        if self.through.remove(&name) != Some(era) {
+            return None;
+        }
+        self.pending.get(&name)?.iter().find_map(|&(first, sectors, effect)| {
+            let dirty = |&sector: &u64| dirty_since(sector).is_some_and(|since| since <= effect);
+            (first..first + sectors).find(dirty)
+        })
     }
 
     /// A request has come back.

@@ -28,6 +28,7 @@ pub enum Message {
     Kick(u16),
     Call(u16),
     Enable(u16, bool),
+    Writeback(bool),
     GetBase(u16),
     /// The driver begins anew.
     Reset(u16),
@@ -67,8 +68,14 @@ pub struct Front {
     pub running: Vec<bool>,
     /// Which queues are enabled.
     pub enabled: Vec<bool>,
+    /// Whether completed writes may be volatile, as far as its driver has chosen.
+    pub writeback: bool,
+    /// Counts what the driver may have chosen.
+    pub era: u64,
     /// Whether queues are tracked.
     pub inflight: bool,
+    /// Whether a stop may leave requests in the inflight region.
+    pub leaves: bool,
     /// Whether the driver wants packed rings.
     packed: bool,
     /// The chunk of its inflight region, and whether the device has it.
@@ -86,8 +93,9 @@ pub struct Front {
 impl Front {
     /// A front end that is away.
     #[must_use]
-    pub fn new(build: &Build, chunks: usize, inflight: bool) -> Self {
+    pub fn new(build: &Build, chunks: usize, inflight: bool, leaves: bool) -> Self {
         let queues = build.queues;
+        let inflight = inflight && !build.packed;
         Self {
             state: State::Away,
             script: VecDeque::new(),
@@ -98,7 +106,10 @@ impl Front {
             bases: vec![0; usize::from(queues)],
             running: vec![false; usize::from(queues)],
             enabled: vec![false; usize::from(queues)],
-            inflight: inflight && !build.packed,
+            writeback: true,
+            era: 0,
+            inflight,
+            leaves: inflight && leaves,
             packed: build.packed,
             area: None,
             handed_over: false,
@@ -136,6 +147,8 @@ impl Front {
             BlkFeatures::INDIRECT_DESC,
             BlkFeatures::DISCARD,
             BlkFeatures::WRITE_ZEROES,
+            BlkFeatures::FLUSH,
+            BlkFeatures::CONFIG_WCE,
         ] {
             if prng.chance(350) {
                 chosen.remove(optional);
@@ -149,6 +162,20 @@ impl Front {
         chosen.set(BlkFeatures::PROTOCOL_FEATURES, protocol);
         chosen.set(BlkFeatures::RING_PACKED, self.packed);
         self.features = chosen;
+        self.era += 1;
+    }
+
+    /// Takes in what the driver has chosen for completed writes.
+    pub const fn choose_writeback(&mut self, writeback: bool) {
+        self.writeback = writeback;
+        self.era += 1;
+    }
+
+    /// Whether completed writes are stable.
+    #[must_use]
+    pub const fn writes_through(&self) -> bool {
+        let chooses = self.features.contains(BlkFeatures::CONFIG_WCE);
+        !self.features.contains(BlkFeatures::FLUSH) || chooses && !self.writeback
     }
 
     /// Where an empty ring begins.
@@ -161,6 +188,7 @@ impl Front {
     pub fn connect(&mut self, prng: &mut Prng) {
         use Message as M;
         self.state = State::Here;
+        self.choose_writeback(true);
         let base = self.first_base();
         self.bases.fill(base);
         self.running.fill(false);
@@ -247,7 +275,7 @@ impl Front {
     }
 
     /// Does one of the things that front ends do to devices that run.
-    pub fn disturb(&mut self, prng: &mut Prng, weights: &[u64; 6]) {
+    pub fn disturb(&mut self, prng: &mut Prng, weights: &[u64; 7]) {
         use Message as M;
         let total: u64 = weights.iter().sum();
         if total == 0 {
@@ -275,6 +303,9 @@ impl Front {
             }
             Some(4) => self.script.push_back(M::Call(queue)),
             Some(5) => self.script.push_back(M::Vanish),
+            Some(6) if self.features.contains(BlkFeatures::CONFIG_WCE) => {
+                self.script.push_back(M::Writeback(!self.writeback));
+            }
             _ => {}
         }
     }

@@ -46,8 +46,8 @@ pub struct Options {
     /// Steps of the world at which a placement group moves.
     pub moves: u64,
     /// Weights of what front ends do: remap, pause, reset, disable, renew a call descriptor,
-    /// vanish.
-    pub control: [u64; 6],
+    /// vanish, choose another cache.
+    pub control: [u64; 7],
     /// Nanoseconds between two things that a front end does.
     pub control_pause: u64,
     /// Captures that are refused at first.
@@ -60,6 +60,8 @@ pub struct Options {
     pub phase: u64,
     /// Whether queues are tracked in inflight regions.
     pub inflight: bool,
+    /// Whether a stop may leave requests in them.
+    pub leaves: bool,
     /// How often the daemon is killed.
     pub kills: u64,
 }
@@ -82,6 +84,7 @@ impl Options {
             rate(700, 64),
             rate(700, 64),
             rate(700, 32),
+            rate(700, 64),
         ];
         let kills = if prng.chance(500) { 0 } else { 1 + prng.skewed(9) };
         let legal = 1 + prng.skewed(3);
@@ -152,6 +155,7 @@ impl Options {
             phase: 300_000 << prng.below(4),
             inflight: prng.chance(if kills > 0 { 850 } else { 300 }),
             kills,
+            leaves: prng.chance(300),
         }
     }
 }

@@ -61,7 +61,8 @@ fn messages() -> Vec<E> {
         E::AddMemRegion(region),
         E::RemoveMemRegion { guest: 1, user: 1, size: 1 },
         E::GetConfig { offset: 0, size: 60 },
-        E::SetConfig { offset: 0, size: 1 },
+        E::SetConfig { offset: 0, size: 1, value: 0 },
+        E::SetConfig { offset: 32, size: 1, value: 0 },
     ];
     for index in [0, 1, 2, 0x1_0000, u32::MAX] {
         all.extend([

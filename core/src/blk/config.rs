@@ -22,6 +22,8 @@ bitflags! {
         const FLUSH = 1 << 9;
         /// Alignment and I/O size hints are given.
         const TOPOLOGY = 1 << 10;
+        /// The driver chooses whether completed writes may still be volatile.
+        const CONFIG_WCE = 1 << 11;
         /// Several queues.
         const MQ = 1 << 12;
         /// Discard is offered.
@@ -63,6 +65,7 @@ impl BlkFeatures {
             | Self::VERSION_1
             | Self::RING_PACKED;
         offered.set(Self::RO, image.read_only);
+        offered.set(Self::CONFIG_WCE, !image.read_only);
         offered.set(Self::DISCARD, image.discard && !image.read_only);
         offered.set(Self::WRITE_ZEROES, image.write_zeroes && !image.read_only);
         offered
@@ -91,7 +94,7 @@ pub struct BlkConfig {
     pub min_io_size: U16,
     /// Best I/O size, in logical blocks; 0 for no preference.
     pub opt_io_size: U32,
-    /// Write-back cache switch; not offered.
+    /// 1 while completed writes may be volatile until a flush, 0 while they are stable.
     pub writeback: u8,
     /// Not used.
     pub unused0: u8,
@@ -134,6 +137,7 @@ impl BlkConfig {
         config.blk_size = U32::new(image.block_bytes);
         config.physical_block_exp = u8::try_from(physical.trailing_zeros()).unwrap_or(0);
         config.min_io_size = U16::new(u16::try_from(physical).unwrap_or(1));
+        config.writeback = 1;
         config.num_queues = U16::new(QUEUES_PER_DEVICE_MAX);
         if image.discard {
             config.max_discard_sectors = U32::new(RANGE_SECTORS_MAX);
@@ -155,12 +159,25 @@ impl BlkConfig {
     //= spec/blk.md#BLK-18
     pub fn read(&self, offset: u32, into: &mut [u8]) {
         into.fill(0);
-        let offset = offset.checked_sub(CONFIG_BASE).unwrap_or(offset) as usize;
-        if let Some(rest) = self.as_bytes().get(offset..) {
+        if let Some(rest) = self.as_bytes().get(place(offset)..) {
             let len = rest.len().min(into.len());
             into[..len].copy_from_slice(&rest[..len]);
         }
     }
+
+    /// What `size` bytes at `offset` that begin with `value` say of [`writeback`](Self::writeback),
+    /// the only field that is written: the whole of it, and nothing else.
+    //= spec/blk.md#BLK-19
+    #[must_use]
+    pub fn written(offset: u32, size: u32, value: u8) -> Option<bool> {
+        let whole = (place(offset), size) == (core::mem::offset_of!(Self, writeback), 1);
+        (whole && value <= 1).then_some(value == 1)
+    }
+}
+
+/// The place of an offset, however the front end counts.
+fn place(offset: u32) -> usize {
+    offset.checked_sub(CONFIG_BASE).unwrap_or(offset) as usize
 }
 
 const _: () = assert!(CONFIG_BYTES == 60);

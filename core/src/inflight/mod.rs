@@ -5,10 +5,12 @@
 //! the stores is what recovery rests on; since only the death of this process separates writer
 //! and reader, program order is enough.
 
+mod device;
 mod members;
 pub mod packed;
 pub mod split;
 
+pub use device::{DEVICE_BYTES, note_writeback, recall_writeback};
 pub use packed::{PackedInflight, PackedState};
 pub use split::{RingState, SplitInflight};
 

@@ -7,9 +7,10 @@ use crate::device::{
     QueueId, RegionList, RingAddresses, Step, find_rings,
 };
 use crate::image::{Capture, ImageId};
-use crate::inflight::InflightFault;
+use crate::inflight::{self, InflightFault};
 use crate::memory::{RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
+use crate::request::Request;
 use crate::slots::Fifo;
 use crate::time::Instant;
 use crate::trace::TraceEvent;
@@ -103,6 +104,13 @@ impl Shard<'_> {
                 if let Some(old) = device.inflight.replace(area) {
                     device.map.disown(old.region);
                 }
+                match device.writeback {
+                    Some(writeback) => set_writeback(mem, device, writeback),
+                    None => device.writeback = recall_writeback(mem, device),
+                }
+            }
+            Step::SetWriteback(writeback) => {
+                set_writeback(mem, &mut self.devices[device], writeback);
             }
         }
         Ok(ControlReply::Done)
@@ -208,7 +216,7 @@ impl Shard<'_> {
             let tracked = device.protocol_features().contains(ProtocolFeatures::INFLIGHT_SHMFD);
             let drained = device.vrings[usize::from(queue.index)].drained;
             //= spec/packed.md#PVQ-13
-            let known = !ring.is_held() && (!tracked || drained || ring.is_idle(mem)?);
+            let known = !ring.holds_unknown() && (!tracked || drained || ring.is_idle(mem)?);
             return if known { Ok(()) } else { Err(InflightFault::Missing.into()) };
         };
         dirty::log_ring(mem, device, ring)?;
@@ -232,7 +240,12 @@ impl Shard<'_> {
 
     /// Fetches nothing new, and answers when nothing is under way. What an earlier daemon took
     /// belongs to that, so it is taken again first.
+    ///
+    /// Where the front end has agreed to it, what has not begun is left in the inflight region
+    /// instead. What was sent is waited for all the same: nobody can take it back, and it must
+    /// touch neither the guest's memory nor the image behind the answer.
     //= spec/lifecycle.md#LIF-14
+    //= spec/lifecycle.md#LIF-17
     //= spec/recovery.md#REC-10
     fn stop(
         &mut self,
@@ -245,9 +258,15 @@ impl Shard<'_> {
             return ControlReply::VringBase { index, base: self.devices[device].base(index) };
         };
         self.deactivate(queue);
+        let leaves = ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
+        let leaves = self.devices[device].protocol_features().contains(leaves);
         let state = &mut self.queues[queue];
+        state.leaving = leaves && state.inflight.is_some();
         let resubmitting = state.ring.as_mut().is_some_and(|ring| {
             ring.close();
+            if state.leaving {
+                ring.give_up();
+            }
             ring.is_resubmitting()
         });
         if planted(Fault::EarlyStop) || (state.live == 0 && !resubmitting) {
@@ -255,6 +274,9 @@ impl Shard<'_> {
         }
         if resubmitting {
             self.activate(mem, queue);
+        }
+        if self.queues[queue].leaving {
+            self.drop_unsent(queue, Request::has_unsent);
         }
         self.devices[device].draining = Some((index, now));
         ControlReply::Deferred
@@ -269,13 +291,16 @@ impl Shard<'_> {
         let vring = &mut self.devices[device].vrings[usize::from(index)];
         if let Some(ring) = state.ring.take() {
             vring.base = Some(ring.base());
-            vring.drained = true;
+            vring.drained = !ring.is_held();
             self.devices[device].running -= 1;
         }
-        let state = &mut self.queues[queue];
+        let drained = self.devices[device].vrings[usize::from(index)].drained;
+        let inflight = state.inflight.take();
+        let inflight = inflight.filter(|_| drained || planted(Fault::LeftForgotten));
         // A region that is gone needs no closing.
-        let _ = state.inflight.take().map(|inflight| inflight.close(mem));
+        let _ = inflight.map(|inflight| inflight.close(mem));
         state.broken = None;
+        state.leaving = false;
         state.addresses = None;
         let (id, base) = (state.id(), self.devices[device].base(index));
         self.trace.push(TraceEvent::QueueStopped(id));
@@ -370,36 +395,39 @@ impl Shard<'_> {
             let vring = self.devices[id.0].vrings[index];
             if vring.has_queue() {
                 self.deactivate(vring.queue);
+                self.drop_unsent(vring.queue, |request| !request.is_done());
             }
         }
-        self.drop_unsent(id.0);
         self.leave_if_done(id.0);
     }
 
-    /// Drops what has not been sent: the rest of requests that wait for replies, and requests
-    /// that stand in a list, wherever that is.
-    fn drop_unsent(&mut self, device: u32) {
+    /// Drops the requests of one queue that are `dropped`, and no others have anything unsent:
+    /// the rest of those that wait for replies, and those that stand in a list, wherever that is.
+    fn drop_unsent(&mut self, queue: u32, dropped: impl Fn(&Request) -> bool) {
+        if self.queues[queue].live == 0 {
+            return;
+        }
         for request in self.requests.used_mut() {
-            if self.queues[request.queue].device == device && !request.is_done() {
+            if request.queue == queue && dropped(request) {
                 request.orphaned = true;
                 request.fail(crate::blk::Status::IoErr);
             }
         }
-        let image = self.devices[device].config.image.0;
+        let image = self.devices[self.queues[queue].device].config.image.0;
         let cut = core::mem::replace(&mut self.cut, Fifo::EMPTY);
-        self.cut = self.without(cut, device);
+        self.cut = self.without(cut, queue);
         let unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
-        self.unplaced = self.without(unplaced, device);
+        self.unplaced = self.without(unplaced, queue);
         let waiting = core::mem::replace(&mut self.images[image].waiting, Fifo::EMPTY);
-        self.images[image].waiting = self.without(waiting, device);
+        self.images[image].waiting = self.without(waiting, queue);
     }
 
-    /// A list without the requests of one device, of which nothing more will be cut.
-    fn without(&mut self, mut list: Fifo<0>, device: u32) -> Fifo<0> {
+    /// A list without the requests of one queue, of which nothing more will be cut.
+    fn without(&mut self, mut list: Fifo<0>, queue: u32) -> Fifo<0> {
         let mut kept = Fifo::EMPTY;
         while let Some(slot) = list.pop(&mut self.requests) {
             let request = &mut self.requests[slot];
-            if self.queues[request.queue].device != device {
+            if request.queue != queue {
                 kept.push(&mut self.requests, slot);
                 continue;
             }
@@ -490,6 +518,22 @@ impl Shard<'_> {
         }
         self.devices[device].evict = true;
         self.list_device(device);
+    }
+}
+
+/// What an earlier daemon knew of the driver's cache.
+fn recall_writeback(mem: &impl SharedMemory, device: &Device) -> Option<bool> {
+    let area = device.inflight?;
+    inflight::recall_writeback(mem, area.region, area.device_at()?).ok()?
+}
+
+fn set_writeback(mem: &impl SharedMemory, device: &mut Device, writeback: bool) {
+    device.writeback = Some(writeback);
+    if let Some(area) = device.inflight
+        && let Some(at) = area.device_at()
+    {
+        // Without the region nobody goes on with this device.
+        let _ = inflight::note_writeback(mem, area.region, at, writeback);
     }
 }
 

@@ -22,6 +22,20 @@ pub(super) fn log_landing(
     request.landing(segments).iter().try_for_each(|s| log_segment(mem, &device.map, log, s))
 }
 
+/// The same for requests that have ended: what they wrote is in memory by now.
+//= spec/migration.md#MIG-3
+pub(super) fn log_landings(
+    mem: &impl SharedMemory,
+    device: &Device,
+    requests: &Slots<'_, Request, 1>,
+    segments: &[[Segment; SEGMENTS_MAX]],
+    ended: &Fifo<0>,
+) -> Result<(), OutOfLog> {
+    let mut ended = ended.iter(requests);
+    ended
+        .try_for_each(|(slot, request)| log_landing(mem, device, request, &segments[slot as usize]))
+}
+
 /// Marks what the device writes of a ring.
 //= spec/migration.md#MIG-4
 pub(super) fn log_ring(
@@ -51,8 +65,8 @@ pub(super) fn publish(
         return Ok(complete::publish(mem, ring, inflight, requests, done)?);
     };
     let mark = |ring: &Ring| {
-        for (slot, request) in done.iter(requests) {
-            log_landing(mem, device, request, &segments[slot as usize])?;
+        log_landings(mem, device, requests, segments, done)?;
+        for (_, request) in done.iter(requests) {
             log_segment(mem, &device.map, log, &request.status_at)?;
         }
         log_ring(mem, device, ring)

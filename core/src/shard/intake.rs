@@ -287,6 +287,7 @@ impl Shard<'_> {
         let image = &mut self.images[device.config.image.0];
         let mut intake = Intake {
             limits: image.config.limits(device.features()),
+            through: device.writes_through() && !planted(Fault::ThroughForgotten),
             device,
             queue: index,
             holders: sync_holders(&self.map, &image.config),
@@ -377,11 +378,19 @@ impl Shard<'_> {
         }
     }
 
-    /// A request has ended; its chain goes back at the next publish.
+    /// A request has ended; its chain goes back at the next publish, unless what it has written
+    /// has to be synced first.
     #[inline]
     pub(super) fn complete(&mut self, slot: u32) {
-        let request = &self.requests[slot];
+        let request = &mut self.requests[slot];
         debug_assert!(!request.listed && request.is_done());
+        //= spec/blk.md#BLK-19
+        if request.through && request.status == Status::Ok {
+            request.flush(sync_holders(&self.map, &self.images[request.image].config));
+            request.listed = true;
+            self.cut.push(&mut self.requests, slot);
+            return;
+        }
         let index = request.queue;
         self.queues[index].done.push(&mut self.requests, slot);
         self.list_publishing(index);
@@ -399,6 +408,8 @@ struct Intake<'d> {
     device: &'d mut Device,
     limits: Limits,
     queue: u32,
+    /// Whether what is written has to be stable when it is given back.
+    through: bool,
     /// How many looks a flush takes to find everybody it has to sync.
     holders: u32,
     /// Chains without a place for a status byte.
@@ -457,6 +468,9 @@ impl Intake<'_> {
         if kind == RequestKind::Read {
             request.delivers = u32::try_from(data.bytes).unwrap_or(u32::MAX);
         }
+        //= spec/blk.md#BLK-19
+        request.through =
+            self.through && matches!(kind, RequestKind::Write | RequestKind::WriteZeroes);
         request.listed = true;
         true
     }

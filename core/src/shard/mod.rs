@@ -26,7 +26,7 @@ use crate::blk::Range;
 use crate::device::{ControlReply, Device, DeviceConfig, DeviceId, QueueId, RingAddresses};
 use crate::image::{Capture, CaptureNews, Image, ImageConfig, ImageId};
 use crate::inflight::Inflight;
-use crate::limits::{RANGES_MAX, SEGMENTS_MAX};
+use crate::limits::{PARTS_RESERVED, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{RegionId, Segment, SharedMemory};
 use crate::placement::{ClusterId, Epoch, MapError, OsdNum, PgMap, Update};
 use crate::request::{Part, Request};
@@ -151,6 +151,8 @@ pub struct Queue {
     broken: Option<QueueFault>,
     /// Whether the shell has been told that it is broken.
     reported: bool,
+    /// Whether it is being stopped and leaves what has not begun.
+    leaving: bool,
     turn: Turn,
     /// Visits without work in a row.
     empty: u16,
@@ -174,6 +176,7 @@ impl Queue {
         inflight: None,
         broken: None,
         reported: false,
+        leaving: false,
         turn: Turn::None,
         empty: 0,
         live: 0,
@@ -220,11 +223,13 @@ impl<'s> Shard<'s> {
     /// A shard without images and devices.
     ///
     /// # Panics
-    /// When there are not as many segment and range arrays as requests.
+    /// When there are not as many segment and range arrays as requests, or no more parts than are
+    /// kept for internal work.
     #[must_use]
     pub fn new(storage: Storage<'s>) -> Self {
         assert_eq!(storage.requests.len(), storage.segments.len(), "one array per request");
         assert_eq!(storage.requests.len(), storage.ranges.len(), "one array per request");
+        assert!(storage.parts.len() > PARTS_RESERVED as usize, "parts for requests");
         Self {
             images: Slots::new(storage.images),
             devices: Slots::new(storage.devices),

@@ -10,9 +10,10 @@ use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
 use crate::placement::{PgMap, PgNum, PoolConfig};
 use crate::planted::{Fault, planted};
-use crate::request::{Cursor, Part, Pieces, RequestKind, Slice};
-use crate::slots::Fifo;
+use crate::request::{Cursor, Part, Pieces, Request, RequestKind, Slice};
+use crate::slots::{Fifo, Slots};
 use crate::trace::TraceEvent;
+use crate::virtqueue::QueueFault;
 
 /// Where a slice goes.
 enum Route {
@@ -200,9 +201,14 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.publishing = false;
         let mut done = core::mem::replace(&mut queue.done, Fifo::EMPTY);
-        let count = done.len();
         let device_index = queue.device;
         let device = &mut self.devices[device_index];
+        let (mut left, mut logged) = (Fifo::EMPTY, Ok(()));
+        if queue.leaving {
+            (done, left) = part_orphans(&mut self.requests, done);
+            logged = dirty::log_landings(mem, device, &self.requests, self.segments, &left);
+        }
+        let count = done.len();
         //= spec/lifecycle.md#LIF-13
         //= spec/inflight.md#INF-8
         let published = match &mut queue.ring {
@@ -214,9 +220,11 @@ impl Shard<'_> {
             }
             _ => Ok(false),
         };
-        queue.live -= count;
-        device.live -= count;
-        self.counters.completions += u64::from(count);
+        done.append(&mut self.requests, &mut left);
+        let ended = done.len();
+        queue.live -= ended;
+        device.live -= ended;
+        self.counters.completions += u64::from(ended);
         let mut unused = false;
         while let Some(slot) = done.pop(&mut self.requests) {
             let request = &self.requests[slot];
@@ -230,7 +238,7 @@ impl Shard<'_> {
         if unused {
             self.list_device(device_index);
         }
-        if let Err(fault) = published {
+        if let Err(fault) = published.and(logged.map_err(QueueFault::from)) {
             self.break_queue(index, fault);
             // What is marked is not given back: whoever comes next has to see that.
             self.queues[index].inflight = None;
@@ -262,6 +270,18 @@ impl Shard<'_> {
             self.notifying = list;
         }
     }
+}
+
+/// What of a queue's requests is given back, and what is left to be taken again.
+//= spec/lifecycle.md#LIF-17
+#[cold]
+fn part_orphans(requests: &mut Slots<'_, Request, 1>, mut ended: Fifo<0>) -> (Fifo<0>, Fifo<0>) {
+    let (mut done, mut left) = (Fifo::EMPTY, Fifo::EMPTY);
+    while let Some(slot) = ended.pop(requests) {
+        let list = if requests[slot].orphaned { &mut left } else { &mut done };
+        list.push(requests, slot);
+    }
+    (done, left)
 }
 
 /// Who a slice of an image goes to. A flush looks at one placement group at each `step`.

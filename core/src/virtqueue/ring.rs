@@ -122,7 +122,7 @@ impl Ring {
 
     /// Whether entries are held that nobody knows of: the front end named two places.
     #[must_use]
-    pub const fn is_held(&self) -> bool {
+    pub const fn holds_unknown(&self) -> bool {
         match self {
             Self::Split(_) => false,
             Self::Packed(ring) => ring.is_held(),
@@ -133,6 +133,12 @@ impl Ring {
     #[must_use]
     pub fn is_resubmitting(&self) -> bool {
         either!(self, ring => ring.backlog.is_some())
+    }
+
+    /// Whether chains were taken and not given back.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        either!(self, ring => ring.is_held())
     }
 
     /// Takes nothing new any more; what is to be taken again still is.

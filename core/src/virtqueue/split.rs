@@ -90,6 +90,12 @@ impl SplitRing {
         self.backlog = Backlog::of(again);
     }
 
+    /// Whether chains were taken and not given back, by this daemon or an earlier one.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.next_avail != self.next_used
+    }
+
     /// Moves to other mappings of the same rings.
     pub fn relocate(&mut self, rings: Rings) {
         self.rings = rings;

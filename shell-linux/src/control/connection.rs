@@ -1,7 +1,7 @@
 //! One front end's connection: look, judge, and let one whole message in at a time.
 
 use core::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use sluice_core::device::ControlEvent;
 use sluice_core::gate::{self, Arm, Decision, GateFault, Header};
 use vhost::vhost_user::BackendReqHandler;
 
-use super::descriptors::sealed_region;
+use super::descriptors::{check_eventfd, sealed_region};
 use super::disk::Disk;
 use super::handler::{Handler, Verdict};
+use super::remedy::Refusal;
 use super::{answer, look, sys};
 use crate::parking::{Found, Parked, Step};
 
-/// `SET_BACKEND_REQ_FD`.
+const SET_LOG_FD: u32 = 7;
 const SET_BACKEND_REQ_FD: u32 = 21;
 
 /// Messages of one connection before the others have their turn.
@@ -179,8 +180,7 @@ impl<'e> Connection<'e> {
                     self.disk.park(|parked| parked.begin());
                     match arm {
                         Arm::Known => self.dispatch(header)?,
-                        Arm::Own if header.request == SET_BACKEND_REQ_FD => self.channel(header)?,
-                        Arm::Own => self.inflight(header)?,
+                        Arm::Own => self.own(header)?,
                         Arm::Unknown => self.unknown(header)?,
                     }
                     // A message whose answer is due is not over.
@@ -209,6 +209,35 @@ impl<'e> Connection<'e> {
             }
             (Verdict::ShardGone, _) => Err(End::ShardGone),
         }
+    }
+
+    fn own(&self, header: Header) -> Result<(), End> {
+        match header.request {
+            SET_BACKEND_REQ_FD => self.channel(header),
+            SET_LOG_FD => self.log_fd(header),
+            _ => self.inflight(header),
+        }
+    }
+
+    /// An eventfd on which the device may say that its dirty log has changed. It says nothing: who
+    /// wants to know looks at the log.
+    //= spec/vhost-user.md#VHU-16
+    fn log_fd(&self, header: Header) -> Result<(), End> {
+        let fd = self.descriptor(header)?;
+        let done = check_eventfd(&fd).map_err(|error| self.handler.refuse(&Refusal::Log(error)));
+        let _ = self.handler.take_verdict();
+        match done {
+            done if self.is_told(header) => {
+                answer::acknowledge(&self.stream, header, done.is_ok()).map_err(End::Socket)
+            }
+            Ok(()) => Ok(()),
+            Err(_) => Err(End::Refused),
+        }
+    }
+
+    /// Takes a message that is one descriptor.
+    fn descriptor(&self, header: Header) -> Result<OwnedFd, End> {
+        self.take(header)?.descriptors.pop().ok_or(End::Gate(GateFault::Cut))
     }
 
     //= spec/vhost-user.md#VHU-3
@@ -243,7 +272,7 @@ impl<'e> Connection<'e> {
     /// Takes the channel on which the device may speak.
     //= spec/vhost-user.md#VHU-15
     fn channel(&self, header: Header) -> Result<(), End> {
-        let fd = self.take(header)?.descriptors.pop().ok_or(End::Gate(GateFault::Cut))?;
+        let fd = self.descriptor(header)?;
         let done = self.handler.tell(ControlEvent::SetBackendReq, Some(fd));
         match (self.handler.take_verdict(), done) {
             (Verdict::ShardGone, _) => Err(End::ShardGone),

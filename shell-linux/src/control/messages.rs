@@ -18,7 +18,8 @@ use super::handler::Handler;
 use super::remedy::Refusal;
 use crate::mapping::Mapping;
 
-const TRACKING: u64 = ProtocolFeatures::INFLIGHT_SHMFD.bits();
+const TRACKING: u64 =
+    ProtocolFeatures::INFLIGHT_SHMFD.union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT).bits();
 
 /// Regions are numbered by the place of their mapping until the shard gives them their numbers.
 fn region(place: usize, region: &VhostUserMemoryRegion) -> Region {
@@ -129,7 +130,8 @@ impl VhostUserBackendReqHandler for Handler<'_> {
 
     fn set_config(&self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.tell(ControlEvent::SetConfig { offset, size }, None)
+        let value = bytes.first().copied().unwrap_or(0);
+        self.tell(ControlEvent::SetConfig { offset, size, value }, None)
     }
 
     fn set_vring_num(&self, index: u32, size: u32) -> Result<()> {

@@ -5,12 +5,13 @@
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use sluice_core::device::DeviceId;
 use sluice_core::limits::{QUEUES_PER_DEVICE_MAX, SECTOR_BYTES};
 
@@ -221,6 +222,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Before any thread: a signal that comes early must not end the process by default.
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    // A write beyond the limit on file sizes is an error of that write.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
     let bytes =

@@ -2,8 +2,9 @@
 
 use std::os::fd::AsFd;
 
+use crate::inflight::make;
 use crate::support::Daemon;
-use crate::support::client::{Client, NO_FD, VERSION, message, request, words};
+use crate::support::client::{Client, NO_FD, OFFERED, VERSION, message, request, words};
 use crate::support::guest::Guest;
 
 const STOP: [u32; 2] = [0, 0];
@@ -59,6 +60,31 @@ fn b23_a_stop_is_answered_when_the_queue_has_drained() {
     assert_eq!(again.body, words(&[0, 1]), "the last known base, however often it is asked for");
     client.bytes(&message(request::GET_FEATURES, VERSION, &[])[3..], &[]);
     client.expect(request::GET_FEATURES);
+}
+
+/// Somebody else has the image, and nobody knows for how long.
+//= spec/lifecycle.md#LIF-17
+#[test]
+fn a_stop_leaves_requests_in_the_region_where_that_was_agreed_on() {
+    let daemon = Daemon::new(1);
+    daemon.hold.refuse(true);
+    let mut client = daemon.connect(0);
+    client.negotiate_with(OFFERED);
+    let (body, region) = make(&mut client, 1, 8);
+    assert_eq!(client.acked(request::SET_INFLIGHT_FD, &body, &[region.as_fd()]), 0);
+    let mut guest = Guest::new();
+    guest.start(&mut client);
+    guest.read();
+    // The shard has had its turns.
+    daemon.hold.mappings();
+    assert_eq!(client.ask(request::GET_VRING_BASE, &words(&STOP)).body, words(&[0, 1]));
+    assert_eq!(guest.used(), 0);
+    daemon.hold.refuse(false);
+    assert_eq!(client.acked(request::SET_INFLIGHT_FD, &body, &[region.as_fd()]), 0);
+    guest.start_ring(&mut client);
+    daemon.hold.mappings();
+    assert_eq!(client.ask(request::GET_VRING_BASE, &words(&STOP)).body, words(&[0, 1]));
+    assert_eq!((guest.used(), guest.status()), (1, 0));
 }
 
 /// A look at a message may see descriptors of a later one.

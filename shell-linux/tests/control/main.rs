@@ -11,5 +11,6 @@ mod framing;
 mod inflight;
 mod leaving;
 mod meaning;
+mod repeat;
 mod sockets;
 mod stuck;

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use crate::support::Daemon;
 use crate::support::client::{
-    Client, FEATURES, NEED_REPLY, NO_FD, PROTOCOL, VERSION, longs, message, request, words,
+    Client, FEATURES, NEED_REPLY, NO_FD, OFFERED, PROTOCOL, VERSION, longs, message, request, words,
 };
 use crate::support::guest::{Guest, MEMORY, RING, USER};
 
@@ -103,7 +103,12 @@ fn b17_features_that_were_not_offered_close() {
         let protocol = PROTOCOL | 1 << bit;
         let request = request::SET_PROTOCOL_FEATURES;
         let told = outcome(&daemon, acknowledging, request, &protocol.to_ne_bytes());
-        assert_eq!(told, (PROTOCOL & 1 << bit != 0).then_some(0), "protocol feature {bit}");
+        assert_eq!(told, (OFFERED & 1 << bit != 0).then_some(0), "protocol feature {bit}");
+    }
+    // Leaving requests takes a region to leave them in.
+    for (protocol, told) in [(OFFERED, Some(0)), (OFFERED & !(1 << 12), None)] {
+        let request = request::SET_PROTOCOL_FEATURES;
+        assert_eq!(outcome(&daemon, acknowledging, request, &protocol.to_ne_bytes()), told);
     }
 }
 
@@ -134,6 +139,26 @@ fn b18_messages_of_features_that_were_not_negotiated() {
     client.features();
     client.bytes(&message(request::GET_STATUS, VERSION | NEED_REPLY, &[]), &[]);
     assert!(client.is_served());
+}
+
+/// Without a region nothing is tracked, and everything is served.
+#[test]
+fn b19_a_region_that_was_negotiated_and_never_comes() {
+    let daemon = Daemon::new(1);
+    for protocol in [OFFERED, PROTOCOL] {
+        let mut client = daemon.connect(0);
+        client.negotiate_with(protocol);
+        let mut guest = Guest::new();
+        guest.start(&mut client);
+        for base in 1..=3 {
+            guest.read();
+            while guest.used() < base {
+                assert!(client.is_served());
+            }
+        }
+        let stopped = client.ask(request::GET_VRING_BASE, &words(&[0, 0])).body;
+        assert_eq!((stopped, guest.status()), (words(&[0, 3]), 0));
+    }
 }
 
 //= spec/lifecycle.md#LIF-6
@@ -225,6 +250,32 @@ fn b25_b26_the_configuration_space_in_any_length() {
     }
     let write = words(&[0, 4, 0, 0]);
     assert_eq!(outcome(&daemon, Client::negotiate, request::SET_CONFIG, &write), Some(1));
+}
+
+//= spec/blk.md#BLK-19
+#[test]
+fn b26_the_cache_switch_is_written_where_it_was_negotiated() {
+    const CONFIG_WCE: u64 = 1 << 11;
+    let daemon = Daemon::new(1);
+    let write = |value: u8| [&words(&[32, 1, 0])[..], &[value]].concat();
+    let chooses = |client: &mut Client| {
+        client.negotiate();
+        client.send(request::SET_FEATURES, &longs(&[FEATURES | 1 << 9 | CONFIG_WCE]));
+    };
+    for (value, told) in [(0, 0), (1, 0), (2, 1)] {
+        assert_eq!(outcome(&daemon, chooses, request::SET_CONFIG, &write(value)), Some(told));
+    }
+    // The flag for migrations makes no other field writable.
+    let migrated = [&words(&[0, 8, 1])[..], &[0; 8]].concat();
+    assert_eq!(outcome(&daemon, chooses, request::SET_CONFIG, &migrated), Some(1));
+    assert_eq!(outcome(&daemon, Client::negotiate, request::SET_CONFIG, &write(0)), Some(1));
+    let mut client = daemon.connect(0);
+    chooses(&mut client);
+    let read = [words(&[32, 1, 0]), vec![0x55]].concat();
+    for value in [1, 0, 1] {
+        assert_eq!(client.acked(request::SET_CONFIG, &write(value), &[]), 0);
+        assert_eq!(client.ask(request::GET_CONFIG, &read).body[12..], [value]);
+    }
 }
 
 //= spec/lifecycle.md#LIF-8

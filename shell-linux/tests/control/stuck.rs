@@ -2,9 +2,8 @@
 
 use std::fs::File;
 
-use crate::support::client::{Client, NO_FD, VERSION, copies, message, request, words};
-use crate::support::guest::Guest;
-use crate::support::{Daemon, descriptors};
+use crate::support::Daemon;
+use crate::support::client::{Client, VERSION, copies, message, request, words};
 
 /// Asks until the daemon's answers fill the way back and it stops reading.
 fn flood(client: &Client) {
@@ -110,28 +109,4 @@ fn b30_a_silent_connection_gives_way_and_an_owner_does_not() {
     daemon.settle(0);
     assert!(silent.is_closed());
     assert!(alone.is_served());
-}
-
-#[test]
-fn b15_repeated_messages_keep_nothing() {
-    let daemon = Daemon::new(1);
-    let mut client = daemon.connect(0);
-    client.negotiate();
-    let guest = Guest::new();
-    guest.start(&mut client);
-    let before = (daemon.hold.mappings(), descriptors());
-    for _ in 0..300 {
-        let memory = copies(&guest.memory, 1);
-        assert_eq!(client.acked(request::SET_MEM_TABLE, &Guest::table(), &memory), 0);
-        assert_eq!(client.acked(request::SET_VRING_NUM, &words(&[1, 8]), &[]), 0);
-        let call = copies(&guest.call, 1);
-        assert_eq!(client.acked(request::SET_VRING_CALL, &0_u64.to_ne_bytes(), &call), 0);
-        assert_eq!(client.acked(request::SET_VRING_CALL, &1_u64.to_ne_bytes(), &call), 0);
-        assert_eq!(client.acked(request::SET_VRING_ERR, &0_u64.to_ne_bytes(), &call), 0);
-        assert_eq!(client.acked(40, &[0; 24], &[]), 1);
-    }
-    // The second ring has a call descriptor of its own now.
-    client.send(request::SET_VRING_CALL, &(1 | NO_FD).to_ne_bytes());
-    assert!(client.is_served());
-    assert_eq!((daemon.hold.mappings(), descriptors()), before);
 }

@@ -19,6 +19,8 @@ pub(crate) mod request {
     pub(crate) const SET_FEATURES: u32 = 2;
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
+    pub(crate) const SET_LOG_FD: u32 = 7;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -51,6 +53,9 @@ pub(crate) const FEATURES: u64 = 1 << 32 | 1 << 30;
 /// `MQ`, `LOG_SHMFD`, `REPLY_ACK`, `BACKEND_REQ`, `CONFIG`, `INFLIGHT_SHMFD` and
 /// `CONFIGURE_MEM_SLOTS`.
 pub(crate) const PROTOCOL: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15;
+
+/// The same and `GET_VRING_BASE_INFLIGHT`.
+pub(crate) const OFFERED: u64 = PROTOCOL | 1 << 20;
 
 /// How long a test waits for what has to come; a test that gets there has failed.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -197,10 +202,15 @@ impl Client {
 
     /// Negotiates as front ends do.
     pub(crate) fn negotiate(&mut self) {
+        self.negotiate_with(PROTOCOL);
+    }
+
+    /// The same with other protocol features.
+    pub(crate) fn negotiate_with(&mut self, protocol: u64) {
         self.features();
         let offered = self.ask(request::GET_PROTOCOL_FEATURES, &[]).number();
-        assert_eq!(offered, PROTOCOL);
-        self.send(request::SET_PROTOCOL_FEATURES, &PROTOCOL.to_ne_bytes());
+        assert_eq!(offered, OFFERED);
+        self.send(request::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes());
         self.send(request::SET_OWNER, &[]);
         self.send(request::SET_FEATURES, &FEATURES.to_ne_bytes());
         assert!(self.is_served());

@@ -16,7 +16,8 @@ pub(crate) const USER: u64 = 0x7f00_0000_0000;
 pub(crate) const RING: u32 = 8;
 
 const DESC: u64 = 0;
-const AVAIL: u64 = 0x1000;
+/// Where the available ring is.
+pub(crate) const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const HEADER: u64 = 0x3000;
 const DATA: u64 = 0x4000;

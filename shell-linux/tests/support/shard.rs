@@ -23,6 +23,7 @@ pub(crate) const QUEUES: u16 = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
     held: AtomicBool,
+    refused: AtomicBool,
     waiting: AtomicU32,
     mappings: AtomicU32,
     turns: AtomicU32,
@@ -35,6 +36,11 @@ impl Hold {
 
     pub(crate) fn release(&self) {
         self.held.store(false, Ordering::SeqCst);
+    }
+
+    /// Somebody else has the image, or not any more; to be said before it is asked for.
+    pub(crate) fn refuse(&self, refused: bool) {
+        self.refused.store(refused, Ordering::SeqCst);
     }
 
     /// Waits until an operation is being kept.
@@ -60,6 +66,7 @@ struct Served {
     answer: Option<Sender<ControlReply>>,
     kicks: Vec<(u32, OwnedFd)>,
     calls: Vec<(u32, OwnedFd)>,
+    errs: Vec<(u32, OwnedFd)>,
 }
 
 /// Runs until told to shut down.
@@ -115,7 +122,7 @@ impl Turns<'_> {
                     Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),
                     Message::Shutdown => return,
                 }
-                self.effects();
+                self.effects(hold);
             }
             self.shard.poll_queues(&self.mem, Budget { chains: 32, samples: 4 });
             while let Some(op) = self.shard.poll_op() {
@@ -136,7 +143,7 @@ impl Turns<'_> {
                     let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
                 }
             }
-            self.effects();
+            self.effects(hold);
             let mappings = u32::try_from(self.mem.iter().count()).unwrap();
             hold.mappings.store(mappings, Ordering::SeqCst);
             hold.turns.fetch_add(1, Ordering::SeqCst);
@@ -169,13 +176,15 @@ impl Turns<'_> {
                 regions.iter_mut().for_each(|region| region.id = ids[region.id.0 as usize]);
             }
             ControlEvent::AddMemRegion(Region { id, .. })
-            | ControlEvent::SetInflight { region: id, .. } => *id = ids[0],
+            | ControlEvent::SetInflight { region: id, .. }
+            | ControlEvent::SetLogBase { region: id, .. } => *id = ids[0],
             _ => {}
         }
         let served = &mut self.served[device.0 as usize];
         let place = match event {
             ControlEvent::SetVringKick { index } => Some((index, &mut served.kicks)),
             ControlEvent::SetVringCall { index } => Some((index, &mut served.calls)),
+            ControlEvent::SetVringErr { index } => Some((index, &mut served.errs)),
             _ => None,
         };
         self.shard
@@ -189,7 +198,7 @@ impl Turns<'_> {
         }
     }
 
-    fn effects(&mut self) {
+    fn effects(&mut self, hold: &Hold) {
         while let Some(effect) = self.shard.poll_effect() {
             match effect {
                 Effect::Reply(device, reply) => {
@@ -199,7 +208,11 @@ impl Turns<'_> {
                     }
                 }
                 Effect::Unmap(region) => self.mem.remove(region),
-                Effect::Capture(image) => self.handle(Input::Capture(image, Granted::Yes)),
+                Effect::Capture(image) => {
+                    let refused = hold.refused.load(Ordering::SeqCst);
+                    let granted = if refused { Granted::No } else { Granted::Yes };
+                    self.handle(Input::Capture(image, granted));
+                }
                 Effect::ConfigChanged(device) => self.end.tell(News::ConfigChanged(device)),
                 Effect::Evict(device) => self.end.tell(News::Evict(device)),
                 Effect::Left(device) => {

@@ -21,6 +21,8 @@ pub struct Disk {
     pub discard: bool,
     /// Whether write-zeroes was negotiated.
     pub write_zeroes: bool,
+    /// Whether writes may have to be stable when they come back.
+    pub syncs: bool,
     /// What `GET_ID` returns.
     pub serial: [u8; 20],
 }

@@ -10,17 +10,18 @@ impl Bus {
     /// The device is dead: it touches nothing any more. Its stores are visible by now.
     pub fn killed(&mut self, ram: &mut Ram) {
         for ring in self.rings.values_mut() {
-            ring.killed |= ring.running;
+            ring.left |= ring.running;
             silence(ram, ring);
             ring.enabled = false;
         }
     }
 
-    /// A successor is about to start a ring with this inflight area, or without one. What the
+    /// A ring is about to be started with this inflight area, or without one, after something
+    /// may have been left. What the
     /// area says is in flight (I13) is all that was sent, and nothing that was not taken.
     pub fn take_over(&mut self, ram: &Ram, who: (u32, u16), area: Option<Extent>) {
-        let Some(ring) = self.rings.get_mut(&who).filter(|ring| ring.killed) else { return };
-        ring.killed = false;
+        let Some(ring) = self.rings.get_mut(&who).filter(|ring| ring.left) else { return };
+        ring.left = false;
         // Packed rings are not tracked, and their worlds see no kills.
         let Side::Split(side) = &mut ring.side else { return };
         let heads =
@@ -49,7 +50,7 @@ impl Bus {
         side.take_over(heads.len());
         self.found.extend(found.into_iter().map(|what| Violation {
             invariant: "I13",
-            what: format!("{who:?} after a kill: {what}"),
+            what: format!("{who:?} starts again: {what}"),
         }));
     }
 

@@ -67,8 +67,9 @@ pub struct Ring {
     frame: Frame,
     side: Side,
     running: bool,
-    /// Whether it ran when the device was killed, and has not been started since.
-    killed: bool,
+    /// Whether the device was killed while it ran, or may have left chains when it stopped, and
+    /// it has not been started since.
+    left: bool,
     /// Whether the device may take new chains.
     pub enabled: bool,
     /// Chains that the driver has made available and not got back, by head or buffer id.
@@ -158,7 +159,7 @@ impl Bus {
             frame,
             side,
             running: false,
-            killed: false,
+            left: false,
             enabled: false,
             live: BTreeMap::new(),
             owed: false,
@@ -181,12 +182,16 @@ impl Bus {
         ring.live.values().for_each(|live| grant_chain(ram, live));
     }
 
-    /// The device has said that a ring no longer runs, and where it stands.
-    pub fn stop(&mut self, ram: &mut Ram, who: (u32, u16), base: u32) {
-        let Some(ring) = self.rings.get_mut(&who) else { return };
+    /// The device has said that a ring no longer runs, and where it stands. Chains that it has
+    /// taken are left only where that was agreed on. Says which.
+    //= spec/lifecycle.md#LIF-17
+    pub fn stop(&mut self, ram: &mut Ram, who: (u32, u16), base: u32, leaves: bool) -> Vec<u16> {
+        let Some(ring) = self.rings.get_mut(&who) else { return Vec::new() };
         let taken: Vec<u16> =
             ring.live.iter().filter(|(_, live)| live.fetched).map(|(&head, _)| head).collect();
-        if !taken.is_empty() {
+        if leaves {
+            ring.left = true;
+        } else if !taken.is_empty() {
             let what = format!("{who:?} stopped with heads {taken:?} under way");
             self.found.push(Violation { invariant: "I27", what });
         }
@@ -195,6 +200,7 @@ impl Bus {
             self.found.push(Violation { invariant: "I03", what });
         }
         silence(ram, ring);
+        taken
     }
 
     /// Nothing of a ring is to be touched any more, and its driver forgets it.

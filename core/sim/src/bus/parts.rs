@@ -53,16 +53,23 @@ pub fn attribute(
     Ok(Some(name))
 }
 
-/// Every flush under way has its sync now; which of them are needed is the cluster's to say.
+/// Every flush under way has its sync now; which of them are needed is the cluster's to say. So
+/// has every write that has been carried out and has to be stable.
 fn attribute_sync(inner: &mut Inner, op: &Op, image: u32) -> Result<(), (&'static str, String)> {
     let mut any = false;
     let disks = &inner.bus.disks;
-    let of_image = |guest: u32| disks.get(&guest).is_some_and(|disk| disk.image == image);
-    for (_, ring) in inner.bus.rings.iter_mut().filter(|((guest, _), _)| of_image(*guest)) {
-        for live in ring.live.values_mut() {
-            if live.fetched && live.expect == Expect::Done(Kind::Flush) {
-                live.uncovered.clear();
-                any = true;
+    for ((guest, _), ring) in &mut inner.bus.rings {
+        let Some(disk) = disks.get(guest).filter(|disk| disk.image == image) else { continue };
+        for live in ring.live.values_mut().filter(|live| live.fetched) {
+            match live.expect {
+                Expect::Done(Kind::Flush) => {
+                    live.uncovered.clear();
+                    any = true;
+                }
+                Expect::Done(Kind::Write | Kind::WriteZeroes) if disk.syncs => {
+                    any |= live.uncovered.is_empty() && live.ops == 0;
+                }
+                _ => {}
             }
         }
     }

@@ -300,12 +300,18 @@ impl History {
     /// # Panics
     /// Without [`with_restarts`](Self::with_restarts).
     pub fn restart(&mut self) {
+        let under_way = self.under_way.as_ref().expect("writes under way are kept for restarts");
+        let under_way: Vec<Write> = under_way.values().copied().collect();
+        self.repeat(&under_way);
+    }
+
+    /// The same for these writes alone, which are under way.
+    pub fn repeat(&mut self, writes: &[Write]) {
         let (now, initial) = (self.tick(), self.initial);
         let horizon = self.clock().horizon;
         self.repeated.retain(|_, end| *end >= horizon);
-        let under_way = self.under_way.as_ref().expect("writes under way are kept for restarts");
-        self.repeated.extend(under_way.keys().map(|&sequence| (sequence, NEVER)));
-        for write in under_way.values() {
+        for write in writes {
+            self.repeated.insert(write.sequence, NEVER);
             self.sectors.each(write.first, write.sectors.into(), |_, sector| {
                 sector.repeat(write.value(), now, initial);
             });

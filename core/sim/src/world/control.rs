@@ -4,7 +4,7 @@ use sluice_core::blk::{BlkConfig, BlkFeatures};
 use sluice_core::device::{
     ControlEvent, ControlFault, ControlReply, DeviceId, ProtocolFeatures, RegionList, RingAddresses,
 };
-use sluice_core::inflight::region_bytes;
+use sluice_core::inflight::{DEVICE_BYTES, region_bytes};
 use sluice_core::memory::{MapFault, Region};
 use sluice_core::shard::Input;
 use sluice_core::virtqueue::Rings;
@@ -97,6 +97,7 @@ impl World<'_> {
         let front = &self.fronts[id as usize];
         let mut protocol = ProtocolFeatures::all();
         protocol.set(ProtocolFeatures::INFLIGHT_SHMFD, front.inflight);
+        protocol.set(ProtocolFeatures::GET_VRING_BASE_INFLIGHT, front.leaves);
         let protocol = protocol.bits();
         let event = match message {
             M::Owner => E::SetOwner,
@@ -135,6 +136,13 @@ impl World<'_> {
                 self.fronts[id as usize].enabled[usize::from(q)] = enable;
                 E::SetVringEnable { index: q.into(), enable }
             }
+            // From here on nothing is promised, and the opposite only with the answer.
+            M::Writeback(writeback) => {
+                if writeback {
+                    self.fronts[id as usize].choose_writeback(true);
+                }
+                E::SetConfig { offset: 32, size: 1, value: writeback.into() }
+            }
             M::GetBase(q) => E::GetVringBase { index: q.into() },
             M::Reset(q) => {
                 if self.fronts[id as usize].negotiated {
@@ -144,8 +152,8 @@ impl World<'_> {
                 self.bury_ghosts(id);
                 let front = &mut self.fronts[id as usize];
                 front.bases[usize::from(q)] = front.first_base();
-                // Some keep a region over a reset: a queue that has stopped has left nothing in it.
-                if self.prng.chance(700) {
+                // Some keep a region over a reset: a queue that has drained has left nothing in it.
+                if front.leaves || self.prng.chance(700) {
                     (front.area, front.handed_over) = (None, false);
                 }
                 self.clock.plan(1, Event::Front(id));
@@ -172,7 +180,7 @@ impl World<'_> {
 
     fn inflight_region(&mut self, id: u32) -> ControlEvent {
         let build = self.options.guests[id as usize].0;
-        let bytes = region_bytes(build.queues, build.size, build.packed);
+        let bytes = region_bytes(build.queues, build.size, true) + DEVICE_BYTES;
         let len = usize::try_from(bytes).expect("a small region");
         let mut inner = self.mem.inner();
         let chunk = *self.fronts[id as usize].area.get_or_insert_with(|| {
@@ -226,8 +234,20 @@ impl World<'_> {
             (Message::GetBase(q), R::VringBase { index, base }) if q == index => {
                 front.bases[usize::from(q)] = base;
                 front.running[usize::from(q)] = false;
-                let Inner { ram, bus, .. } = &mut *self.mem.inner();
-                bus.stop(ram, (id, q), base);
+                let leaves = front.leaves && front.has_protocol();
+                let left = {
+                    let Inner { ram, bus, .. } = &mut *self.mem.inner();
+                    bus.stop(ram, (id, q), base, leaves)
+                };
+                let image = self.image_of(id);
+                for head in left {
+                    if let Some(Meant::Writes(writes)) = self.meant.get(&(id, q, head)) {
+                        self.histories[image].repeat(writes);
+                    }
+                }
+                if self.flights.values().any(|flight| flight.queue() == Some((id, q))) {
+                    self.fault("I08", format!("{id} {q} has stopped with operations under way"));
+                }
             }
             (Message::Table, R::Refused(ControlFault::Memory(MapFault::Full))) => {
                 self.fronts[id as usize].script.push_front(message);
@@ -238,6 +258,7 @@ impl World<'_> {
             (Message::Kick(q), R::Done) => front.running[usize::from(q)] = true,
             (Message::Features, R::Done) => self.agree(id),
             (Message::Inflight, R::Done) => front.handed_over = true,
+            (Message::Writeback(false), R::Done) => front.choose_writeback(false),
             (Message::AskConfig, R::Config(config)) => self.check_config(id, &config),
             (Message::AskFeatures | Message::AskProtocol | Message::AskQueues, R::Value(_))
             | (_, R::Done) => {}
@@ -260,6 +281,8 @@ impl World<'_> {
             read_only: config.read_only,
             discard: front.features.contains(BlkFeatures::DISCARD),
             write_zeroes: front.features.contains(BlkFeatures::WRITE_ZEROES),
+            syncs: !front.features.contains(BlkFeatures::FLUSH)
+                || front.features.contains(BlkFeatures::CONFIG_WCE),
             serial: self.serials[id as usize],
         };
         self.mem.inner().bus.disks.insert(id, disk);

@@ -13,6 +13,7 @@ use crate::arena::Arena;
 use crate::bus::memory::Inner;
 use crate::bus::ram::Extent;
 use crate::front::State;
+use crate::history::History;
 use crate::options::Options;
 
 impl<'s> World<'s> {
@@ -47,6 +48,7 @@ impl<'s> World<'s> {
             inner.replace_device();
         }
         self.end_flights();
+        self.restart_histories();
         self.kicks.clear();
         self.echoes.clear();
         for answer in core::mem::take(&mut self.answers) {
@@ -67,6 +69,17 @@ impl<'s> World<'s> {
         self.kills += 1;
         self.plan_kill();
         self.wake();
+    }
+
+    /// What is under way will be done again. What was given back will not.
+    fn restart_histories(&mut self) {
+        let queues = self.guests.iter().flat_map(|g| (0..g.queues.len()).map(|q| (g.id, q)));
+        for (id, index) in queues.collect::<Vec<_>>() {
+            if !self.is_open(id) {
+                self.reap(id, u16::try_from(index).unwrap_or(0));
+            }
+        }
+        self.histories.iter_mut().for_each(History::restart);
     }
 
     pub(super) fn plan_kill(&mut self) {

@@ -170,7 +170,8 @@ impl<'s> World<'s> {
             let guest = Guest::new(&mem, prng.fork(), build);
             let mut serial = [0; 20];
             serial.iter_mut().for_each(|byte| *byte = u8::try_from(prng.below(256)).unwrap_or(0));
-            fronts.push(Front::new(&build, guest.chunks.len(), options.inflight));
+            let (inflight, leaves) = (options.inflight, options.leaves);
+            fronts.push(Front::new(&build, guest.chunks.len(), inflight, leaves));
             guests.push(guest);
             serials.push(serial);
         }
@@ -178,7 +179,7 @@ impl<'s> World<'s> {
         let arena = arenas.next().expect("one for the first daemon");
         let shard = populate(arena, &options, &serials, &poisoned);
         let history =
-            |image: usize| History::new(image as u64 + 1, Initial::Zero).with_power_losses();
+            |image: u64| History::new(image + 1, Initial::Zero).with_power_losses().with_restarts();
         let mut clock = Clock::new();
         clock.plan(0, Event::Turn);
         Self {
@@ -190,7 +191,7 @@ impl<'s> World<'s> {
             guests,
             fronts,
             serials,
-            histories: (0..options.images.len()).map(history).collect(),
+            histories: (0..options.images.len() as u64).map(history).collect(),
             durable: Durable::default(),
             clock,
             log,

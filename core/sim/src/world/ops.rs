@@ -19,6 +19,11 @@ pub(super) struct Flight {
 }
 
 impl Flight {
+    /// The queue it came from, unless it is a hostile guest's or a sync.
+    pub(super) fn queue(&self) -> Option<(u32, u16)> {
+        self.name.map(|(guest, queue, _)| (guest, queue))
+    }
+
     /// Whose it is, unless it is a hostile guest's.
     pub(super) fn guest(&self) -> Option<u32> {
         self.name.map(|(guest, _, _)| guest)

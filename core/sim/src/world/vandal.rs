@@ -98,7 +98,7 @@ impl World<'_> {
             8..=10 => E::SetVringKick { index },
             11 => E::SetVringEnable { index, enable: prng.chance(700) },
             12..=14 => E::GetVringBase { index },
-            15 => E::SetConfig { offset: size, size },
+            15 => E::SetConfig { offset: size, size, value: 0 },
             16 => E::SetVringCall { index },
             17 => return self.vanish(id),
             _ => {

@@ -38,7 +38,7 @@ impl World<'_> {
         self.settle_down(id, index);
     }
 
-    fn reap(&mut self, id: u32, index: u16) {
+    pub(super) fn reap(&mut self, id: u32, index: u16) {
         loop {
             match self.guests[id as usize].reap(&self.mem, index.into()) {
                 Ok(Some((done, request))) => self.came_back(id, index, &done, &request),
@@ -58,6 +58,15 @@ impl World<'_> {
         );
         let image = self.image_of(id);
         let of_image = u32::try_from(image).unwrap_or(u32::MAX);
+        let cluster = &self.cluster;
+        let era = self.fronts[id as usize].era;
+        let unstable = self
+            .durable
+            .unstable((id, index, head), era, |sector| cluster.dirty_since(of_image, sector));
+        //= spec/blk.md#BLK-19
+        if let Some(sector) = unstable.filter(|_| done.status == 0) {
+            self.fault("I02", format!("image {image}: sector {sector} is not stable"));
+        }
         let cluster = &self.cluster;
         self.durable.came_back((id, index, head), done.status == 0, of_image, |sector| {
             cluster.dirty_since(of_image, sector)
@@ -150,6 +159,10 @@ impl World<'_> {
             Kind::WriteZeroes => Meant::Writes(ranges(&mut |s, n| history.zero_invoked(s, n))),
             Kind::GetId | Kind::Other { .. } => Meant::Nothing,
         };
+        let front = &self.fronts[id as usize];
+        if front.writes_through() && matches!(kind, Kind::Write | Kind::WriteZeroes) {
+            self.durable.sent_through((id, index, head), front.era);
+        }
         self.meant.insert((id, index, head), meant);
         let (sector, bytes, ranges) = (shown.sector, shown.bytes, shown.ranges.len());
         self.line(

@@ -1,6 +1,6 @@
 //! What may stand in an inflight region when a queue starts with it.
 
-use sluice_core::device::{ControlEvent, ControlReply};
+use sluice_core::device::{ControlEvent, ControlReply, ProtocolFeatures};
 use sluice_core::inflight::InflightFault;
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_core::shard::{Effect, Input};
@@ -61,6 +61,12 @@ impl Area {
 
 fn region() -> ControlEvent {
     ControlEvent::SetInflight { region: HIGH, offset: 0, len: 0x4000, queues: 1, size: SIZE }
+}
+
+/// The front end has not agreed to a stop that leaves requests in the region.
+fn drains() -> ControlEvent {
+    let leaves = ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
+    ControlEvent::SetProtocolFeatures(ProtocolFeatures::all().difference(leaves).bits())
 }
 
 /// A guest whose chains are laid out, whose ring has these indices and these entries from the
@@ -360,7 +366,7 @@ fn a_stop_takes_what_is_left_and_nothing_new() {
     let (mut arena, mem) = (arena(1), memory());
     let mut rig = Rig::new(&mut arena, &mem, Setup::default());
     prepare(&mut rig, &Area::new(7, &[6, 0, 3]), 7, 11);
-    rig.go_on(&[region()], 7);
+    rig.go_on(&[drains(), region()], 7);
     rig.control(ControlEvent::SetVringEnable { index: 0, enable: false });
     let stopped = rig.control(ControlEvent::GetVringBase { index: 0 });
     assert_eq!(stopped, Some(ControlReply::Deferred));
@@ -383,7 +389,7 @@ fn a_stop_takes_what_is_left_and_nothing_new() {
 fn a_stop_is_answered_when_the_rest_cannot_be_taken() {
     rig!(rig, Setup::default());
     prepare(&mut rig, &Area::new(7, &[6, 0, 3]), 7, 11);
-    rig.go_on(&[region()], 7);
+    rig.go_on(&[drains(), region()], 7);
     let stopped = rig.control(ControlEvent::GetVringBase { index: 0 });
     assert_eq!(stopped, Some(ControlReply::Deferred));
     rig.input(Input::MemoryLost(HIGH));

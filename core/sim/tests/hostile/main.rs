@@ -10,6 +10,7 @@ mod ranges;
 mod results;
 mod holders;
 mod messages;
+mod overlays;
 mod inflight;
 mod packed_inflight;
 mod packed;

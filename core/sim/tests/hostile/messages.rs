@@ -1,7 +1,7 @@
 //! Messages whose numbers reach ring arithmetic.
 
 use sluice_core::device::{ControlEvent, ControlFault, ControlReply, ProtocolFeatures};
-use sluice_core::inflight::region_bytes;
+use sluice_core::inflight::{DEVICE_BYTES, region_bytes};
 use sluice_core::shard::Input;
 use sluice_core::virtqueue::QueueFault;
 use sluice_sim::rig::{HIGH, Setup};
@@ -39,11 +39,11 @@ fn b87_an_inflight_region_of_another_shape_is_refused() {
     for event in [fits, area(0x40, bytes + 0x40, 2, 16), area(0, bytes, 1, 1)] {
         assert_eq!(rig.control(event), Some(ControlReply::Done));
     }
-    // There is room for rings of either format.
+    // There is room for rings of either format, and for the device's own.
     for size in [16, 1024] {
         let bytes = [false, true].map(|packed| region_bytes(2, size, packed));
-        let most = ControlReply::Value(bytes.into_iter().max().expect("two"));
-        assert_eq!(rig.control(ask(2, size)), Some(most));
+        let most = bytes.into_iter().max().expect("two") + DEVICE_BYTES;
+        assert_eq!(rig.control(ask(2, size)), Some(ControlReply::Value(most)));
     }
 }
 
@@ -56,12 +56,13 @@ fn b18_an_inflight_region_that_was_not_negotiated_is_refused() {
     let done = Some(ControlReply::Done);
     let ask = ControlEvent::GetInflight { queues: 1, size: 16 };
     let inflight = ProtocolFeatures::INFLIGHT_SHMFD;
-    let without = ProtocolFeatures::all().difference(inflight).bits();
+    let without = ProtocolFeatures::CONFIG.bits();
     assert_eq!(rig.control(ControlEvent::SetProtocolFeatures(without)), done);
     assert_eq!(rig.control(ask.clone()), refused);
     assert_eq!(rig.control(area(0, region_bytes(1, 16, false), 1, 16)), refused);
     assert_eq!(rig.control(ControlEvent::SetProtocolFeatures(inflight.bits())), done);
-    assert_eq!(rig.control(ask), Some(ControlReply::Value(region_bytes(1, 16, true))));
+    let bytes = region_bytes(1, 16, true) + DEVICE_BYTES;
+    assert_eq!(rig.control(ask), Some(ControlReply::Value(bytes)));
     assert_eq!(rig.control(area(0, region_bytes(1, 16, false), 1, 16)), done);
 }
 
