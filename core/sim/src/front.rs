@@ -70,7 +70,7 @@ pub struct Front {
     /// Whether queues are tracked.
     pub inflight: bool,
     /// Whether the driver wants packed rings.
-    packed: bool,
+    pub packed: bool,
     /// The chunk of its inflight region, and whether the device has it.
     pub area: Option<usize>,
     /// See [`area`](Self::area).
@@ -98,7 +98,7 @@ impl Front {
             bases: vec![0; usize::from(queues)],
             running: vec![false; usize::from(queues)],
             enabled: vec![false; usize::from(queues)],
-            inflight: inflight && !build.packed,
+            inflight,
             packed: build.packed,
             area: None,
             handed_over: false,
@@ -187,7 +187,9 @@ impl Front {
     #[must_use]
     pub fn may_resume(&self) -> bool {
         let resets = self.script.iter().any(|message| matches!(message, Message::Reset(_)));
-        self.handed_over && self.negotiated && !self.begins_anew && !resets
+        // Where a packed ring was stopped only the answer says, and what was tracked is forgotten.
+        let lost = self.packed && matches!(self.awaited, Some(Message::GetBase(_)));
+        self.handed_over && self.negotiated && !self.begins_anew && !resets && !lost
     }
 
     /// Connects again for a guest that has not noticed, with its region or without.
