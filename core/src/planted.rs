@@ -99,6 +99,18 @@ faults! {
     ThroughForgotten,
     /// A stop that leaves requests closes its area.
     LeftForgotten,
+    /// Recovery leaves the used descriptors of a packed batch that was not given back.
+    UsedLeft,
+    /// Recovery takes no packed batch for given back.
+    BatchDoubted,
+    /// Nor one whose first descriptor the driver has made available again.
+    LapForgotten,
+    /// Only the first descriptor of a packed chain is kept.
+    RowUnkept,
+    /// The records of a packed chain are taken off the free list before the chain is marked.
+    ListedFirst,
+    /// A packed queue goes on where its front end says, not where its area does.
+    FrontEndBelieved,
 }
 
 #[cfg(sluice_planted)]

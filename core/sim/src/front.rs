@@ -77,7 +77,7 @@ pub struct Front {
     /// Whether a stop may leave requests in the inflight region.
     pub leaves: bool,
     /// Whether the driver wants packed rings.
-    packed: bool,
+    pub packed: bool,
     /// The chunk of its inflight region, and whether the device has it.
     pub area: Option<usize>,
     /// See [`area`](Self::area).
@@ -215,7 +215,9 @@ impl Front {
     #[must_use]
     pub fn may_resume(&self) -> bool {
         let resets = self.script.iter().any(|message| matches!(message, Message::Reset(_)));
-        self.handed_over && self.negotiated && !self.begins_anew && !resets
+        // Where a packed ring was stopped only the answer says, and what was tracked is forgotten.
+        let lost = self.packed && matches!(self.awaited, Some(Message::GetBase(_)));
+        self.handed_over && self.negotiated && !self.begins_anew && !resets && !lost
     }
 
     /// Connects again for a guest that has not noticed, with its region or without.

@@ -106,8 +106,7 @@ impl Options {
                 let inode = 1 << 48 | (images.len() as u64 + 1);
                 images.push(draw_image(prng, inode));
             }
-            // Packed rings are not tracked: nobody could go on after a kill.
-            let packed = kills == 0 && prng.chance(700);
+            let packed = prng.chance(if kills == 0 { 700 } else { 400 });
             let size_bits = prng.between(u64::from(!open) * 2, 6);
             let build = Build {
                 id: u32::try_from(id).unwrap_or(0),

@@ -53,13 +53,15 @@ fn of_seed(seed: u64) -> Option<String> {
 /// What killing a daemon at every moment brings to light.
 fn killed() -> Option<String> {
     let plans = [(2, 2, false), (3, 2, false), (2, 2, true), (3, 3, false)];
-    plans.into_iter().find_map(|(requests, depth, more)| {
+    let plans = plans.map(|plan| (plan, false)).into_iter();
+    plans.chain([((2, 2, false), true), ((2, 2, true), true)]).find_map(|(plan, packed)| {
+        let (requests, depth, more) = plan;
         let plan = Plan {
             requests,
             depth,
             rounds: if more { 1 } else { 2 },
-            packed: false,
-            size: 4,
+            packed,
+            size: if packed { 5 } else { 4 },
             event_idx: more,
             adds_while_down: more,
             resets_while_down: false,

@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::VERSION;
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
 use crate::virtqueue::layout::PackedDescriptor;
 use crate::virtqueue::packed::{Position, parts};
@@ -169,7 +170,9 @@ impl PackedInflight {
         assert!(self.at < self.size, "a record for each entry");
         let PackedDescriptor { addr, len, id, flags } = *descriptor;
         let saved = Saved { id, flags, len, addr };
-        mem.write(self.region, self.record(self.at) + RECORD_SAVED, &saved)?;
+        if self.count == 0 || !planted(Fault::RowUnkept) {
+            mem.write(self.region, self.record(self.at) + RECORD_SAVED, &saved)?;
+        }
         self.filled = self.at;
         self.at = self.next[usize::from(self.at)];
         self.count += 1;
@@ -200,11 +203,14 @@ impl PackedInflight {
             last: U16::new(self.filled),
             num: U16::new(self.count),
         };
-        mem.write(self.region, record, &links)?;
         self.head[usize::from(parts(token).0)] = head;
         self.last[usize::from(head)] = self.filled;
         self.count = 0;
         (self.free_head, self.batch_head) = (self.at, self.at);
+        if planted(Fault::ListedFirst) {
+            self.store_lists(mem)?;
+        }
+        mem.write(self.region, record, &links)?;
         self.store_lists(mem)
     }
 

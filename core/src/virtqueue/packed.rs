@@ -210,6 +210,7 @@ impl PackedRing {
     //= spec/recovery.md#REC-12
     pub fn resubmit(&mut self, used: Position, taken: u16, again: Resubmission) {
         let taken = if planted(Fault::TakenForgotten) { 0 } else { taken };
+        let used = if planted(Fault::FrontEndBelieved) { self.next_used } else { used };
         let base = PackedBase { avail: used.after(taken, self.size), used };
         *self = Self::start(self.rings, self.size, base, self.event_idx);
         for &id in &again {

@@ -237,6 +237,8 @@ impl Run<'_> {
                 };
                 if let Err(error) = victim.run(link, shared, tick) {
                     shared.violated(format!("{error:#}"));
+                    shared.abort.store(true, Ordering::Relaxed);
+                    self.wires.iter().for_each(Wires::interrupt);
                 }
                 shared.stop.store(true, Ordering::Relaxed);
             }

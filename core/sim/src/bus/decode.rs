@@ -68,7 +68,9 @@ pub struct Live {
     pub data_bytes: u64,
     /// First byte of the image, for reads and writes.
     pub offset: u64,
-    /// Ranges of the image that no operation has been sent for.
+    /// Ranges of the image that it is about.
+    pub ranges: Vec<(u64, u64)>,
+    /// Those that no operation has been sent for.
     pub uncovered: Vec<(u64, u64)>,
     /// Where the status byte goes.
     pub status: Option<Extent>,
@@ -82,6 +84,14 @@ pub struct Live {
     pub ops: u32,
     /// Whether one of them failed.
     pub failed: bool,
+}
+
+impl Live {
+    /// Another device begins with it, or goes on where it was taken.
+    pub fn begin_anew(&mut self, fetched: bool) {
+        self.uncovered.clone_from(&self.ranges);
+        (self.fetched, self.sent, self.failed, self.ops) = (fetched, false, false, 0);
+    }
 }
 
 struct Buffers {
@@ -127,6 +137,7 @@ pub fn decode(ram: &Ram, guest: u32, source: &Source, disk: &Disk) -> Live {
         data: Vec::new(),
         data_bytes: 0,
         offset: 0,
+        ranges: Vec::new(),
         uncovered: Vec::new(),
         status,
         before: Vec::new(),
@@ -164,13 +175,13 @@ pub fn decode(ram: &Ram, guest: u32, source: &Source, disk: &Disk) -> Live {
                 refusal(Status::IoErr)
             } else {
                 live.offset = sector * 512;
-                live.uncovered = vec![(live.offset, live.offset + live.data_bytes)];
+                live.ranges = vec![(live.offset, live.offset + live.data_bytes)];
                 Expect::Done(if kind == 0 { Kind::Read } else { Kind::Write })
             }
         }
         4 => {
             // Something is left to do until a sync has been sent.
-            live.uncovered = vec![(0, 0)];
+            live.ranges = vec![(0, 0)];
             Expect::Done(Kind::Flush)
         }
         8 => {
@@ -179,12 +190,13 @@ pub fn decode(ram: &Ram, guest: u32, source: &Source, disk: &Disk) -> Live {
             live.data = landing;
             Expect::Done(Kind::GetId)
         }
-        11 if disk.discard => judge_ranges(disk, ranges, 0, &mut live.uncovered)
+        11 if disk.discard => judge_ranges(disk, ranges, 0, &mut live.ranges)
             .map_or_else(refusal, |()| Expect::Done(Kind::Discard)),
-        13 if disk.write_zeroes => judge_ranges(disk, ranges, 1, &mut live.uncovered)
+        13 if disk.write_zeroes => judge_ranges(disk, ranges, 1, &mut live.ranges)
             .map_or_else(refusal, |()| Expect::Done(Kind::WriteZeroes)),
         _ => refusal(Status::Unsupported),
     };
+    live.uncovered.clone_from(&live.ranges);
     live
 }
 

@@ -50,6 +50,7 @@ macro_rules! either {
         }
     };
 }
+use either;
 
 /// An invariant, and how it is broken.
 type Fault = (&'static str, String);

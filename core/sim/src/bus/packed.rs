@@ -23,8 +23,9 @@ pub(super) struct Packed {
     copied: u64,
     /// Behind what the driver can see is used.
     returned: u64,
-    /// Chains that wait to be taken, by id.
+    /// Chains that wait to be taken, by id, and those that were, in that order.
     waiting: VecDeque<u16>,
+    taken: Vec<u16>,
     /// How many entries each chain has.
     entries: BTreeMap<u16, u16>,
 }
@@ -61,7 +62,18 @@ impl Packed {
         }
         ram.grant(at(frame.avail, 0, 4), READ);
         ram.grant(at(frame.used, 0, 4), WRITE);
+        (self.returned..self.fetched).for_each(|number| yield_entry(ram, frame, number));
         (self.fetched..self.offered).for_each(|number| expose(ram, frame, number));
+    }
+
+    /// A successor goes on with these chains under way; what else was taken waits again.
+    pub(super) fn take_over(&mut self, taken: &[u16]) {
+        let (kept, lost) = self.taken.iter().partition(|id| taken.contains(id));
+        let (kept, lost): (Vec<u16>, Vec<u16>) = (kept, lost);
+        lost.into_iter().rev().for_each(|id| self.waiting.push_front(id));
+        let entries = kept.iter().filter_map(|id| self.entries.get(id));
+        self.fetched = self.returned + entries.map(|&count| u64::from(count)).sum::<u64>();
+        (self.copied, self.taken) = (self.fetched, kept);
     }
 
     pub(super) fn base(&self, frame: &Frame) -> u32 {
@@ -148,9 +160,10 @@ impl Packed {
         let id = self.waiting.pop_front()?;
         // From now on the chain's entries are the device's to fill.
         for _ in 0..self.entries.get(&id).copied().unwrap_or(0) {
-            ram.grant(at(frame.desc, entry(frame, self.fetched) + 8, 8), WRITE);
+            yield_entry(ram, frame, self.fetched);
             self.fetched += 1;
         }
+        self.taken.push(id);
         Some(id)
     }
 
@@ -176,6 +189,7 @@ impl Packed {
                 faults.push(("I04", format!("id {id} with length {len} has WRITE {writes}")));
             }
             given.push(Given { id: id.into(), len });
+            self.taken.retain(|&taken| taken != id);
             for _ in 0..self.entries.remove(&id).unwrap_or(1) {
                 let entry = entry(frame, self.returned);
                 ram.revoke(at(frame.desc, entry, 16));
@@ -194,6 +208,11 @@ impl Packed {
         };
         (given, wanted)
     }
+}
+
+/// Lets the device give something back in an entry.
+fn yield_entry(ram: &mut Ram, frame: &Frame, number: u64) {
+    ram.grant(at(frame.desc, entry(frame, number) + 8, 8), WRITE);
 }
 
 /// Lets the device copy a descriptor.

@@ -51,9 +51,9 @@ impl Split {
         self.returned
     }
 
-    /// A successor goes on with so many chains under way.
-    pub(super) fn take_over(&mut self, taken: usize) {
-        self.fetched = self.returned.wrapping_add(u16::try_from(taken).unwrap_or(0));
+    /// A successor goes on with these chains under way.
+    pub(super) fn take_over(&mut self, taken: &[u16]) {
+        self.fetched = self.returned.wrapping_add(u16::try_from(taken.len()).unwrap_or(0));
     }
 
     pub(super) const fn base(&self, _: &Frame) -> u32 {

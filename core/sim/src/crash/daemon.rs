@@ -166,7 +166,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// Some operations end.
-    fn finish(&mut self, guest: &Guest<'_>, mut choices: Option<&mut Choices>) -> bool {
+    fn finish(&mut self, guest: &mut Guest<'_>, mut choices: Option<&mut Choices>) -> bool {
         if self.pending.is_empty() {
             return false;
         }

@@ -30,6 +30,8 @@ pub(super) struct Guest<'m> {
     rounds: u16,
     /// Requests for which an operation was sent.
     pub(super) sent: BTreeSet<u16>,
+    /// Those for which one is under way.
+    under_way: BTreeSet<u16>,
     /// Whether it has notified, and nobody has heard.
     pub(super) kicked: bool,
     /// Where its queue began or was stopped, which its front end remembers.
@@ -39,11 +41,12 @@ pub(super) struct Guest<'m> {
 impl<'m> Guest<'m> {
     pub(super) fn new(mem: &'m FlatMemory, plan: Plan) -> Self {
         let driver = Self::driver(mem, plan);
-        let (waiting, sent) = (BTreeMap::new(), BTreeSet::new());
+        let waiting = BTreeMap::new();
+        let (sent, under_way) = (BTreeSet::new(), BTreeSet::new());
         let end = plan.requests;
         let (next, rounds, kicked) = (0, plan.rounds - 1, false);
         let base = driver.layout().base();
-        Self { mem, plan, driver, waiting, next, end, rounds, sent, kicked, base }
+        Self { mem, plan, driver, waiting, next, end, rounds, sent, under_way, kicked, base }
     }
 
     fn driver(mem: &FlatMemory, plan: Plan) -> Driver {
@@ -118,6 +121,9 @@ impl<'m> Guest<'m> {
         if (status, used_len) != (0, 513) || !right {
             return Err(format!("request {number} came back {status} {used_len} {}", data[0]));
         }
+        if self.under_way.contains(&number) {
+            return Err(format!("request {number} came back and is being carried out"));
+        }
         Ok(())
     }
 
@@ -145,8 +151,16 @@ impl<'m> Guest<'m> {
         self.kicked |= self.driver.should_kick(self.mem);
     }
 
+    /// The daemon is dead, and with it what it had under way.
+    pub(super) fn bury(&mut self) {
+        self.under_way.clear();
+        // Nobody hears what was signalled in the meantime.
+        self.kicked = false;
+    }
+
     /// The disk moves a request's data.
-    pub(super) fn land(&self, number: u16) {
+    pub(super) fn land(&mut self, number: u16) {
+        self.under_way.remove(&number);
         self.mem.fill(GUEST, Self::buffer(number), &[content(number); SECTOR]);
     }
 
@@ -169,6 +183,7 @@ impl<'m> Guest<'m> {
             return Err(format!("request {number} is carried out though nobody waits for it"));
         }
         self.sent.insert(number);
+        self.under_way.insert(number);
         Ok(())
     }
 

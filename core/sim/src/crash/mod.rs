@@ -158,8 +158,7 @@ impl Lab {
             if plan.adds_while_down && guest.add() {
                 guest.expose();
             }
-            // Nobody hears what was signalled in the meantime.
-            guest.kicked = false;
+            guest.bury();
         }
         Ok(spent)
     }

@@ -102,13 +102,14 @@ impl<'s> World<'s> {
     fn reconnect(&mut self, id: u32) {
         let front = &mut self.fronts[id as usize];
         front.offered.clear();
+        let may_resume = front.may_resume();
         front.awaited = None;
         match front.state {
             State::Away => return,
             State::Leaving => return self.gone(id),
             State::Here => {}
         }
-        let resumes = front.may_resume() && !self.is_open(id) && self.prng.chance(800);
+        let resumes = may_resume && !self.is_open(id) && self.prng.chance(800);
         let front = &mut self.fronts[id as usize];
         front.script.clear();
         front.negotiated &= resumes;
@@ -121,13 +122,16 @@ impl<'s> World<'s> {
             }
             return self.gone(id);
         }
-        for index in 0..self.guests[id as usize].queues.len() {
+        // Where a packed ring stands nothing in memory says: it knows where it was started.
+        let queues = if front.packed { 0 } else { self.guests[id as usize].queues.len() };
+        for index in 0..queues {
             let (region, offset) = self.guests[id as usize].layout(index).rings().used;
             let at = usize::try_from(offset + USED_IDX).unwrap_or(usize::MAX);
             let place = Extent { chunk: region.0 as usize, at, len: 2 };
             self.fronts[id as usize].bases[index] = self.mem.inner().ram.u16(place, 0).into();
         }
-        let keeps = !self.prng.chance(100);
+        // And without its area nobody could tell that something is lost.
+        let keeps = !self.prng.chance(100) || self.fronts[id as usize].packed;
         let front = &mut self.fronts[id as usize];
         front.resume(&mut self.prng, keeps);
         let delay = self.prng.skewed(20_000);
@@ -138,9 +142,9 @@ impl<'s> World<'s> {
     pub(super) fn area(&self, id: u32, index: u16) -> Option<Extent> {
         let front = &self.fronts[id as usize];
         let chunk = front.area.filter(|_| front.handed_over)?;
-        let size = self.options.guests[id as usize].0.size;
-        let len = usize::try_from(queue_bytes(size, false)).unwrap_or(0);
-        Some(Extent { chunk, at: usize::from(index) * len, len: 16 + 16 * usize::from(size) })
+        let build = self.options.guests[id as usize].0;
+        let len = usize::try_from(queue_bytes(build.size, build.packed)).unwrap_or(0);
+        Some(Extent { chunk, at: usize::from(index) * len, len })
     }
 
     /// A queue is broken: that has to be because nobody knows what of it was taken (F12). Its

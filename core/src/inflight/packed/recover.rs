@@ -11,6 +11,7 @@ use crate::inflight::members::Members;
 use crate::inflight::{InflightFault, Resubmission};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::virtqueue::layout::{DESC_AVAIL, DESC_BYTES, DESC_USED, PACKED_FLAGS};
 use crate::virtqueue::packed::Position;
 use crate::virtqueue::{PackedBase, QueueFault};
@@ -64,8 +65,9 @@ pub fn resume(
     }
     let (new, old) = settled(&places, ring.size)?;
     // The driver may have made it available for another lap by now: that leaves one of the bits.
-    let used_bit = (flags_at(mem, &ring, old)? ^ old.used_flags()) & DESC_USED == 0;
-    let given_back = new != old && used_bit;
+    let bits = if planted(Fault::LapForgotten) { DESC_AVAIL | DESC_USED } else { DESC_USED };
+    let used = (flags_at(mem, &ring, old)? ^ old.used_flags()) & bits == 0;
+    let given_back = new != old && used && !planted(Fault::BatchDoubted);
     let (used, free) = match given_back {
         true => (new, lists.free_head.get()),
         false => (old, lists.old_free_head.get()),
@@ -85,7 +87,9 @@ pub fn resume(
     if taken > 0 && flags_at(mem, &ring, used)? != used.available_flags() {
         return Err(InflightFault::UsedIndex.into());
     }
-    take_back(mem, &ring, used, taken)?;
+    if !planted(Fault::UsedLeft) {
+        take_back(mem, &ring, used, taken)?;
+    }
     let under_way = |at: u16| again.iter().any(|&id| inflight.head[usize::from(id)] == at);
     for (links, at) in records.iter().zip(0..) {
         if links.inflight != 0 && !under_way(at) {
