@@ -3,8 +3,8 @@
 use super::ALIGN;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 
-/// Bytes behind the areas of all queues that are the device's own. A region that a back end of
-/// another kind has made has none.
+/// Bytes behind the areas of all queues, as large as packed ones are, that are the device's own.
+/// A region that a back end of another kind has made has none.
 pub const DEVICE_BYTES: u64 = ALIGN;
 
 const WRITE_BACK: u8 = 1;

@@ -4,7 +4,8 @@ use sluice_core::blk::BlkFeatures;
 use sluice_core::device::{ControlEvent, ControlFault, ControlReply};
 use sluice_core::inflight::region_bytes;
 use sluice_core::limits::QUEUE_SIZE_MAX;
-use sluice_core::shard::{Idle, Input};
+use sluice_core::op::OpKind;
+use sluice_core::shard::{Effect, Granted, Idle, Input};
 use sluice_core::virtqueue::QueueFault;
 use sluice_core::virtqueue::layout::{DESC_AVAIL, DESC_USED};
 use sluice_sim::rig::{HIGH, HIGH_GUEST, LOW, RING, Rig, Setup};
@@ -454,4 +455,45 @@ fn a_packed_queue_between_whose_places_something_lies_is_broken_at_once() {
         }
         assert_eq!(rig.broken.is_some(), broken, "{base:#x}");
     }
+}
+
+/// Somebody else has the image when the queue is stopped.
+//= spec/lifecycle.md#LIF-17
+#[test]
+fn a_stop_leaves_chains_in_the_region() {
+    rig!(rig, Setup { grant: false, ..setup(8, 0x8000) });
+    let len = region_bytes(1, 8, true);
+    let inflight = ControlEvent::SetInflight { region: HIGH, offset: 0, len, queues: 1, size: 8 };
+    rig.mem.fill(HIGH, 0, &[0; 0x200]);
+    rig.input(Input::FrontEndGone(rig.device));
+    rig.attach_with(core::slice::from_ref(&inflight));
+    prepare(&rig);
+    rig.offer_row(5, &READ);
+    rig.offer_row(2, &SMALL);
+    rig.take_in(rig.mem);
+    let (index, addresses) = (0, rig.addresses());
+    assert_eq!(rig.control(ControlEvent::GetVringBase { index }), Some(ControlReply::Deferred));
+    rig.give_back(rig.mem);
+    // Four descriptors were taken and none was given back.
+    let base = 0x8000_8004;
+    let stopped = Effect::Reply(rig.device, ControlReply::VringBase { index: 0, base });
+    assert!(rig.effects.contains(&stopped), "{:?}", rig.effects);
+    assert_eq!((rig.used(), rig.shard.live()), (vec![], 0));
+    rig.effects.clear();
+    for event in [
+        inflight,
+        ControlEvent::SetVringBase { index, base },
+        ControlEvent::SetVringAddr { index, addresses },
+        ControlEvent::SetVringKick { index },
+    ] {
+        assert_eq!(rig.control(event), Some(ControlReply::Done));
+    }
+    assert_eq!(rig.broken, None);
+    rig.take_in(rig.mem);
+    rig.input(Input::Capture(rig.image, Granted::Yes));
+    let again = rig.ops();
+    assert_eq!(again.iter().map(|op| op.kind).collect::<Vec<_>>(), [OpKind::Read, OpKind::Sync]);
+    again.iter().for_each(|op| rig.reply_ok(op));
+    rig.give_back(rig.mem);
+    assert_eq!(rig.used(), [(5, 513), (2, 1)]);
 }
