@@ -105,15 +105,14 @@ impl Guest {
         Ok(Self { connection, memory, inflight, queues, wish, data })
     }
 
-    /// Goes on with the successor of a back end that has died, in the order in which QEMU does:
-    /// rings go on where a front end thinks they are, and what was taken is the successor's to find.
+    /// Goes on with a back end that was reopened, in the order in which QEMU does: rings go on
+    /// where a front end thinks they are, and what was taken is for the back end to find.
     pub(super) fn resume(
         &self,
-        path: &Path,
+        connection: &Connection,
         wires: &[Wires],
         mem: &Mappings,
-    ) -> anyhow::Result<Connection> {
-        let connection = self.connection.reopen(path)?;
+    ) -> anyhow::Result<()> {
         if let Some(region) = &self.inflight {
             connection.share_inflight(region)?;
         }
@@ -121,7 +120,7 @@ impl Guest {
         for wires in wires {
             connection.start(&self.memory, wires, wires.known_base(mem)?)?;
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Offset of the data of one request of a queue.

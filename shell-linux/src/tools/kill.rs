@@ -163,17 +163,17 @@ impl Victim {
             self.daemon.kill().context("killing the daemon")?;
             let before = self.restart(link, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
-                self.kill_early(link)?;
+                self.kill_early(link, shared)?;
                 killed = Instant::now();
                 self.found.early += 1;
                 self.restart(link, shared)?;
             }
             if !self.parked {
-                link.reconnect(|| self.check())?;
+                link.reconnect(shared, || self.check())?;
             }
             while shared.done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
                 if link.wait_closed(LOOK) {
-                    link.reconnect(|| self.check())?;
+                    link.reconnect(shared, || self.check())?;
                 }
                 ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
             }
@@ -219,7 +219,7 @@ impl Victim {
     }
 
     /// Kills it before or while it recovers.
-    fn kill_early(&mut self, link: &Link<'_>) -> anyhow::Result<()> {
+    fn kill_early(&mut self, link: &Link<'_>, shared: &Shared) -> anyhow::Result<()> {
         let delay = self.below(EARLY_MAX);
         let pid = Pid::from_child(&self.daemon);
         let process = pidfd_open(pid, PidfdFlags::empty()).context("the daemon's process")?;
@@ -231,7 +231,7 @@ impl Victim {
             while !self.is_dead()? {
                 // It is to fail in the middle, or be served for a moment.
                 if !self.parked {
-                    link.visit();
+                    link.visit(shared);
                 }
                 std::thread::sleep(LOOK);
             }

@@ -43,19 +43,29 @@ impl<'a> Link<'a> {
         self.again.as_ref().unwrap_or(&self.guest.connection).wait_closed(at_most)
     }
 
-    /// Connects to whoever listens now, and leaves at once.
-    pub(super) fn visit(&self) {
-        let _ = self.guest.resume(&self.socket, self.wires, &self.mem);
+    /// Connects to whoever listens now. It does everything again that is under way, and not for the
+    /// first time if an earlier connection to it did not last.
+    fn connect(&self, shared: &Shared) -> anyhow::Result<Connection> {
+        let connection = self.guest.connection.reopen(&self.socket)?;
+        shared.history().restart();
+        self.guest.resume(&connection, self.wires, &self.mem)?;
+        Ok(connection)
+    }
+
+    /// Connects, and leaves at once.
+    pub(super) fn visit(&self, shared: &Shared) {
+        let _ = self.connect(shared);
     }
 
     /// Connects to the next back end as soon as there is one. `check` may see that there will not.
     pub(super) fn reconnect(
         &mut self,
+        shared: &Shared,
         mut check: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
-            match self.guest.resume(&self.socket, self.wires, &self.mem) {
+            match self.connect(shared) {
                 Ok(connection) => {
                     self.again = Some(connection);
                     self.reconnects += 1;

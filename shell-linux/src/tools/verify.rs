@@ -292,7 +292,7 @@ impl Run<'_> {
         while !is_over() {
             let mut gone = link.wait_closed(Duration::from_millis(20));
             if gone && self.args.reconnect && !is_over() {
-                let again = link.settle(shared).and_then(|_| link.reconnect(|| Ok(())));
+                let again = link.settle(shared).and_then(|_| link.reconnect(shared, || Ok(())));
                 gone = again.is_err();
             }
             let done = shared.done.load(Ordering::Relaxed);

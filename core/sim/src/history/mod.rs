@@ -293,9 +293,9 @@ impl History {
         }
     }
 
-    /// The device has died, and its successor does everything again that is under way. What was
-    /// not acknowledged may so take effect twice, with newer writes in between. Everything that
-    /// was acknowledged has to be reported before: that is not done again.
+    /// The device has died, or lost its connection, and everything is done again that is under way.
+    /// What was not acknowledged may so take effect more than once, with newer writes in between.
+    /// Everything that was acknowledged has to be reported before: that is not done again.
     ///
     /// # Panics
     /// Without [`with_restarts`](Self::with_restarts).
@@ -307,13 +307,12 @@ impl History {
 
     /// The same for these writes alone, which are under way.
     pub fn repeat(&mut self, writes: &[Write]) {
-        let (now, initial) = (self.tick(), self.initial);
         let horizon = self.clock().horizon;
         self.repeated.retain(|_, end| *end >= horizon);
         for write in writes {
             self.repeated.insert(write.sequence, NEVER);
             self.sectors.each(write.first, write.sectors.into(), |_, sector| {
-                sector.repeat(write.value(), now, initial);
+                sector.repeat(write.value());
             });
         }
     }

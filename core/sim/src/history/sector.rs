@@ -72,6 +72,9 @@ pub(super) struct Entry {
     dead: bool,
     /// Superseded by something durable: not even a power loss brings it back.
     buried: bool,
+    /// A write under way that may take effect any number of times before it is acknowledged: that
+    /// it was there once says nothing about when it is there again.
+    repeats: bool,
 }
 
 /// What the sectors share.
@@ -108,13 +111,15 @@ impl Entry {
     /// What a sector held before the history.
     pub(super) const fn before(value: Value) -> Self {
         let (start, finish, acked) = (0, 0, 0);
-        Self { value, start, finish, acked, certain: true, dead: false, buried: false }
+        let (dead, buried, repeats) = (false, false, false);
+        Self { value, start, finish, acked, certain: true, dead, buried, repeats }
     }
 
     /// A write under way.
     const fn invoked(value: Value, now: u64) -> Self {
         let (start, finish, acked) = (now, NEVER, NEVER);
-        Self { value, start, finish, acked, certain: false, dead: false, buried: false }
+        let (dead, buried, repeats) = (false, false, false);
+        Self { value, start, finish, acked, certain: false, dead, buried, repeats }
     }
 
     /// Whether this value, if it was ever there, came before the other, which surely was.
@@ -137,14 +142,12 @@ impl Sector {
         self.entries.push(Entry::invoked(value, now));
     }
 
-    /// A write under way begins anew at `now`: it took effect before, or not, and may take effect
-    /// once more.
-    pub(super) fn repeat(&mut self, value: Value, now: u64, initial: Value) {
-        self.touch(initial);
-        if let Some(entry) = self.entries.iter_mut().rev().find(|entry| entry.value == value) {
-            entry.finish = entry.finish.min(now);
-        }
-        self.entries.push(Entry::invoked(value, now));
+    /// A write under way is done again, perhaps more than once: by everybody who finds it, and by
+    /// whoever has died and still has it on the way to the disk.
+    pub(super) fn repeat(&mut self, value: Value) {
+        let entry = self.entries.iter_mut().rev().find(|entry| entry.value == value);
+        let entry = entry.expect("what is under way is kept");
+        (entry.finish, entry.dead, entry.repeats) = (NEVER, false, true);
     }
 
     fn touch(&mut self, initial: Value) {
@@ -156,12 +159,10 @@ impl Sector {
     /// A write ended at `now`; `certain` if it surely took effect.
     #[inline]
     pub(super) fn finish(&mut self, value: Value, now: u64, certain: bool) {
-        // It may be gone: seen by a read and superseded before it was acknowledged.
-        if let Some(entry) = self.entries.iter_mut().rev().find(|entry| entry.value == value) {
-            entry.finish = entry.finish.min(now);
-            entry.acked = now;
-            entry.certain |= certain;
-        }
+        let entry = self.entries.iter_mut().rev().find(|entry| entry.value == value);
+        let entry = entry.expect("what is under way is kept");
+        (entry.finish, entry.acked) = (entry.finish.min(now), now);
+        (entry.certain, entry.repeats) = (entry.certain | certain, false);
     }
 
     /// A read in this interval returned this value. Without `learn` it binds nothing.
@@ -188,8 +189,8 @@ impl Sector {
             return verdict;
         }
         // Zeroes of several writes look the same. Only if there is no doubt something was learnt.
-        if candidates == 1 && learn {
-            let entry = &mut self.entries[found];
+        let entry = &mut self.entries[found];
+        if candidates == 1 && learn && !entry.repeats {
             if entry.value == Value::UNKNOWN {
                 entry.value = read;
             }
@@ -219,7 +220,7 @@ impl Sector {
 
     /// Forgets what no read may return any more.
     ///
-    /// A superseded value goes only when no read is under way from before its own end: until
+    /// What is under way stays. A superseded value goes only when no read is under way from before its own end: until
     /// then it may be what supersedes another one. All that it supersedes is marked first.
     #[inline]
     pub(super) fn prune(&mut self, clock: &Clock) {
@@ -241,7 +242,8 @@ impl Sector {
             (self.entries[index].dead, self.entries[index].buried) = (dead, buried);
         }
         self.entries.retain(|entry| {
-            !(entry.dead && entry.finish < clock.horizon && (entry.buried || !clock.power))
+            let gone = entry.dead && entry.finish < clock.horizon && entry.acked != NEVER;
+            !(gone && (entry.buried || !clock.power))
         });
     }
 

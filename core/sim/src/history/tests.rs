@@ -76,6 +76,26 @@ fn a_restart_repeats_what_is_under_way_and_nothing_else() {
     assert!(is_stale(story(true, true)), "what was acknowledged is not done again");
 }
 
+/// Of a process that has died a write may still be on its way to the disk, and front ends come and
+/// go: what is under way is done again by each who finds it.
+#[test]
+fn a_restart_repeats_as_often_as_it_likes_until_the_end() {
+    let mut history = history().with_restarts();
+    let old = history.write_invoked(1, 8, 1);
+    let bytes = data(&history, &old, 8);
+    assert_eq!(read(&mut history, &bytes), Ok(()));
+    history.restart();
+    for _ in 0..3 {
+        let new = written(&mut history);
+        assert_eq!(read(&mut history, &new), Ok(()));
+        assert_eq!(read(&mut history, &bytes), Ok(()));
+    }
+    history.write_done(old);
+    let last = written(&mut history);
+    assert_eq!(read(&mut history, &last), Ok(()));
+    assert!(is_stale(read(&mut history, &bytes)));
+}
+
 #[test]
 fn a_sector_may_be_torn_by_death_until_the_write_is_repeated() {
     let mut history = history().with_restarts();
