@@ -103,8 +103,6 @@ faults! {
     UsedLeft,
     /// Recovery takes no packed batch for given back.
     BatchDoubted,
-    /// Nor one whose first descriptor the driver has made available again.
-    LapForgotten,
     /// Only the first descriptor of a packed chain is kept.
     RowUnkept,
     /// The records of a packed chain are taken off the free list before the chain is marked.

@@ -186,6 +186,24 @@ fn used_descriptors_of_a_batch_that_was_not_given_back_are_taken_back() {
     assert_eq!(rig.used(), [(0, 513)]);
 }
 
+/// A full ring comes to the batch's first entry again with the next chain.
+//= spec/recovery.md#REC-12
+#[test]
+fn a_batch_whose_first_entry_is_available_again_was_given_back() {
+    rig!(rig, setup());
+    prepare(&mut rig);
+    // Chain 0 was given back, and the daemon was killed before it settled that.
+    for (at, value) in [(record(1) + 2, SIZE), (12, 0), (16, 2)] {
+        put(at, value)(&rig);
+    }
+    read(&mut rig, 2, 2);
+    rig.go_on(&[region()], 0x8000);
+    rig.take_in(rig.mem);
+    rig.take_in(rig.mem);
+    let sectors: Vec<u64> = rig.ops().iter().map(|op| op.offset / 512).collect();
+    assert_eq!((rig.broken, sectors), (None, vec![1, 2]));
+}
+
 //= spec/recovery.md#REC-12
 #[test]
 fn b96_an_area_of_another_layout() {

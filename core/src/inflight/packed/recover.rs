@@ -65,8 +65,7 @@ pub fn resume(
     }
     let (new, old) = settled(&places, ring.size)?;
     // The driver may have made it available for another lap by now: that leaves one of the bits.
-    let bits = if planted(Fault::LapForgotten) { DESC_AVAIL | DESC_USED } else { DESC_USED };
-    let used = (flags_at(mem, &ring, old)? ^ old.used_flags()) & bits == 0;
+    let used = (flags_at(mem, &ring, old)? ^ old.used_flags()) & DESC_USED == 0;
     let given_back = new != old && used && !planted(Fault::BatchDoubted);
     let (used, free) = match given_back {
         true => (new, lists.free_head.get()),
