@@ -84,12 +84,22 @@ impl Place {
             .spawn()
             .unwrap();
         let daemon = Daemon(child);
-        let listening = self.path(socket).display().to_string();
-        until("a socket", || {
-            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
-            sockets.lines().any(|line| line.ends_with(&listening) && line.contains(" 00010000 "))
-        });
+        until("a socket", || self.sockets(socket, true) > 0);
         daemon
+    }
+
+    /// Sockets of this name: those that listen, or those that are connected.
+    fn sockets(&self, socket: &str, listening: bool) -> usize {
+        let name = self.path(socket).display().to_string();
+        let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let named = all.lines().filter(|line| line.ends_with(&name));
+        named.filter(|line| line.contains(" 00010000 ") == listening).count()
+    }
+
+    /// Waits until a front end is there, and lets it work for a while.
+    fn work(&self, socket: &str) {
+        until("a front end", || self.sockets(socket, false) > 0);
+        std::thread::sleep(Duration::from_millis(500));
     }
 
     fn log(&self, socket: &str) -> String {
@@ -189,11 +199,11 @@ fn another_build_takes_over_with_requests_in_flight() {
         let first = place.serve(Path::new(SLUICE), "disk.sock", &args);
         let socket = place.path("disk.sock");
         let load = check(&socket, &["--seconds", "4", "--reconnect"]);
-        std::thread::sleep(Duration::from_millis(700));
+        place.work("disk.sock");
         assert_eq!(first.terminate(), Some(0), "{park}");
         assert!(!socket.exists(), "it took its socket along");
         let second = place.serve(&other, "disk.sock", &args);
-        std::thread::sleep(Duration::from_millis(700));
+        place.work("disk.sock");
         assert_eq!(second.terminate(), Some(0), "{park}");
         let third = place.serve(Path::new(SLUICE), "disk.sock", &args);
         let verdict = verdict(load);
@@ -221,7 +231,7 @@ fn a_keeper_that_dies_does_no_harm() {
     until("keeper", || child().is_ok());
     let keeper = child().unwrap();
     let load = check(&place.path("disk.sock"), &["--seconds", "3", "--reconnect"]);
-    std::thread::sleep(Duration::from_millis(300));
+    place.work("disk.sock");
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     first.0.kill().unwrap();
