@@ -315,6 +315,26 @@ unsafe fn copy(from: *const u8, into: *mut u8, len: usize) {
     }
 }
 
+/// An instruction that tells the caches something of a line.
+macro_rules! hint {
+    ($mappings:expr, $region:expr, $offset:expr, $instruction:literal) => {
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(address) = $mappings.find($region, $offset, 1) {
+            // SAFETY: a hint changes no byte and never faults, and the address lies in a mapping
+            // anyway. Where the processor does not know the instruction it does nothing.
+            unsafe {
+                core::arch::asm!(
+                    $instruction,
+                    in(reg) address,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ($region, $offset);
+    };
+}
+
 impl SharedMemory for Mappings {
     #[inline]
     fn read<T: FromBytes + IntoBytes>(
@@ -414,37 +434,11 @@ impl SharedMemory for Mappings {
 
     #[inline]
     fn prefetch_write(&self, region: RegionId, offset: u64) {
-        #[cfg(target_arch = "x86_64")]
-        if let Ok(address) = self.find(region, offset, 1) {
-            // SAFETY: a prefetch never faults, and the address lies in a mapping anyway. Where
-            // the processor does not know the instruction it does nothing.
-            unsafe {
-                core::arch::asm!(
-                    "prefetchw [{}]",
-                    in(reg) address,
-                    options(nostack, preserves_flags, readonly),
-                );
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (region, offset);
+        hint!(self, region, offset, "prefetchw [{}]");
     }
 
     #[inline]
     fn hand_over(&self, region: RegionId, offset: u64) {
-        #[cfg(target_arch = "x86_64")]
-        if let Ok(address) = self.find(region, offset, 1) {
-            // SAFETY: moving a line to an outer cache changes no byte and never faults. Where the
-            // processor does not know the instruction it does nothing.
-            unsafe {
-                core::arch::asm!(
-                    "cldemote [{}]",
-                    in(reg) address,
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (region, offset);
+        hint!(self, region, offset, "cldemote [{}]");
     }
 }
