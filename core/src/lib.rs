@@ -23,6 +23,7 @@ pub mod time;
 pub mod memory;
 pub mod dirty;
 pub mod slots;
+mod either;
 pub mod virtqueue;
 pub mod inflight;
 pub mod blk;

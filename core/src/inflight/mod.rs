@@ -16,6 +16,7 @@ pub use split::{RingState, SplitInflight};
 
 use heapless::Vec;
 
+use crate::either::either;
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -73,16 +74,6 @@ pub type Resubmission = Vec<u16, { QUEUE_SIZE_MAX as usize }>;
 pub enum Inflight {
     Split(SplitInflight),
     Packed(PackedInflight),
-}
-
-/// The same call for whichever format it is.
-macro_rules! either {
-    ($self:expr, $area:ident => $call:expr) => {
-        match $self {
-            Self::Split($area) => $call,
-            Self::Packed($area) => $call,
-        }
-    };
 }
 
 impl Inflight {

@@ -1,6 +1,7 @@
 //! A ring of either format: what the rest of the core sees of a virtqueue.
 
 use super::{ChainToken, PackedRing, QueueFault, SplitRing};
+use crate::either::either;
 use crate::inflight::{Inflight, packed, split};
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -31,16 +32,6 @@ impl Rings {
 pub enum Ring {
     Split(SplitRing),
     Packed(PackedRing),
-}
-
-/// The same call for whichever format it is.
-macro_rules! either {
-    ($self:expr, $ring:ident => $call:expr) => {
-        match $self {
-            Self::Split($ring) => $call,
-            Self::Packed($ring) => $call,
-        }
-    };
 }
 
 impl Ring {

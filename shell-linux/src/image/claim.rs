@@ -49,15 +49,14 @@ pub(super) fn claim(path: &Path, name: &Name, how: Use) -> Result<File, Fault> {
 /// Takes an image, with patience for a holder that is letting go: a process at its end, or a child
 /// between fork and exec, which holds every lock of its parent for that moment.
 fn take(file: &File, how: Use) -> Captured {
-    let mut captured = lock::take(file, how == Use::Read);
+    let attempt = || lock::take(file, how == Use::Read);
     for _ in 0..TRIES {
-        if !matches!(captured, Captured::Held { .. }) {
-            break;
+        match attempt() {
+            Captured::Held { .. } => std::thread::sleep(PAUSE),
+            other => return other,
         }
-        std::thread::sleep(PAUSE);
-        captured = lock::take(file, how == Use::Read);
     }
-    captured
+    attempt()
 }
 
 /// Says that there is no such image.
