@@ -8,7 +8,6 @@ use heapless::Vec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::limits::{REGIONS_LIVE_MAX, REGIONS_MAX};
-use crate::planted::{Fault, planted};
 
 /// A mapped piece of shared memory, numbered by the shell.
 ///
@@ -180,18 +179,8 @@ impl RegionSet {
         Self(self.0 | other.0)
     }
 
-    #[inline]
-    fn members(self) -> impl Iterator<Item = usize> {
-        let mut rest = self.0;
-        core::iter::from_fn(move || {
-            if rest == 0 {
-                return None;
-            }
-            let first = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
-            // Never more, and this way nobody has to check.
-            Some(first % REGIONS_MAX)
-        })
+    const fn contains(self, index: usize) -> bool {
+        self.0 >> index & 1 == 1
     }
 }
 
@@ -208,7 +197,6 @@ enum Hold {
 struct Entry {
     id: RegionId,
     hold: Hold,
-    users: u32,
     /// Its first guest address; none for what is no guest memory.
     guest: Option<u64>,
 }
@@ -222,21 +210,23 @@ struct Live {
 
 /// The memory of one front end: every guest address passes through here exactly once.
 ///
-/// Requests hold the regions they touch. A region that leaves the table is retired at once for
-/// new requests and given back for unmapping when its last holder is done.
+/// A region that leaves the table is retired at once for new requests and given back for unmapping
+/// when no request touches it any more.
 //= spec/lifecycle.md#LIF-9
 #[derive(Debug)]
 pub struct MemoryMap {
     live: Vec<Live, REGIONS_LIVE_MAX>,
     entries: [Entry; REGIONS_MAX],
+    /// Entries that are retired.
+    retired: u32,
 }
 
 impl MemoryMap {
     /// A table without regions.
     #[must_use]
     pub const fn new() -> Self {
-        const FREE: Entry = Entry { id: RegionId(0), hold: Hold::Free, users: 0, guest: None };
-        Self { live: Vec::new(), entries: [FREE; REGIONS_MAX] }
+        const FREE: Entry = Entry { id: RegionId(0), hold: Hold::Free, guest: None };
+        Self { live: Vec::new(), entries: [FREE; REGIONS_MAX], retired: 0 }
     }
 
     /// Adds one region.
@@ -253,7 +243,7 @@ impl MemoryMap {
         let live = Live { region, index: short, set: RegionSet(1 << short) };
         self.live.push(live).map_err(|_| MapFault::Full)?;
         let guest = Some(region.guest);
-        self.entries[index] = Entry { id: region.id, hold: Hold::Live, users: 0, guest };
+        self.entries[index] = Entry { id: region.id, hold: Hold::Live, guest };
         Ok(())
     }
 
@@ -268,7 +258,7 @@ impl MemoryMap {
             .position(|l| (l.region.guest, l.region.user, l.region.size) == (guest, user, size))
             .ok_or(MapFault::Unknown)?;
         let live = self.live.remove(found);
-        self.entries[usize::from(live.index)].hold = Hold::Retired;
+        self.retire(live.index.into());
         Ok(live.region.id)
     }
 
@@ -300,37 +290,46 @@ impl MemoryMap {
     /// [`MapFault::Full`].
     pub fn adopt(&mut self, id: RegionId) -> Result<(), MapFault> {
         let free = self.entries.iter_mut().find(|e| e.hold == Hold::Free);
-        *free.ok_or(MapFault::Full)? = Entry { id, hold: Hold::Live, users: 0, guest: None };
+        *free.ok_or(MapFault::Full)? = Entry { id, hold: Hold::Live, guest: None };
         Ok(())
     }
 
     /// Retires an adopted mapping.
     pub fn disown(&mut self, id: RegionId) {
-        for entry in &mut self.entries {
-            if entry.hold == Hold::Live && entry.id == id {
-                entry.hold = Hold::Retired;
-            }
+        let found = self.entries.iter().position(|e| e.hold == Hold::Live && e.id == id);
+        if let Some(index) = found {
+            self.retire(index);
         }
     }
 
     /// Retires all regions.
     pub fn clear(&mut self) {
         while let Some(live) = self.live.pop() {
-            self.entries[usize::from(live.index)].hold = Hold::Retired;
+            self.retire(live.index.into());
         }
     }
 
-    /// Gives out a retired region that nobody uses any more, once.
-    pub fn take_unused(&mut self) -> Option<RegionId> {
-        let entry = self.entries.iter_mut().find(|e| e.hold == Hold::Retired && e.users == 0)?;
+    fn retire(&mut self, index: usize) {
+        self.entries[index].hold = Hold::Retired;
+        self.retired += 1;
+    }
+
+    /// Gives out a retired region that is not `in_use` any more, once.
+    pub fn take_unused(&mut self, in_use: RegionSet) -> Option<RegionId> {
+        let unused = |(index, entry): &(usize, &mut Entry)| {
+            entry.hold == Hold::Retired && !in_use.contains(*index)
+        };
+        let (_, entry) = self.entries.iter_mut().enumerate().find(unused)?;
         entry.hold = Hold::Free;
+        self.retired -= 1;
         Some(entry.id)
     }
 
-    /// Whether a region is still retired and used.
+    /// Whether a region has left the table and has not been given out.
     #[must_use]
-    pub fn has_retired(&self) -> bool {
-        self.entries.iter().any(|e| e.hold == Hold::Retired)
+    #[inline]
+    pub const fn has_retired(&self) -> bool {
+        self.retired != 0
     }
 
     /// The regions in force.
@@ -368,28 +367,6 @@ impl MemoryMap {
             }
         }
         None
-    }
-
-    /// Keeps the set's regions mapped until [`release`](Self::release).
-    #[inline]
-    pub fn hold(&mut self, set: RegionSet) {
-        let set = if planted(Fault::EarlyUnmap) { RegionSet::EMPTY } else { set };
-        for index in set.members() {
-            self.entries[index].users += 1;
-        }
-    }
-
-    /// Lets go of a held set; `true` when a retired region lost its last user.
-    #[inline]
-    pub fn release(&mut self, set: RegionSet) -> bool {
-        let set = if planted(Fault::EarlyUnmap) { RegionSet::EMPTY } else { set };
-        let mut unused = false;
-        for index in set.members() {
-            let entry = &mut self.entries[index];
-            entry.users -= 1;
-            unused |= entry.users == 0 && entry.hold == Hold::Retired;
-        }
-        unused
     }
 }
 
@@ -488,14 +465,14 @@ mod tests {
         let mut map = MemoryMap::new();
         map.add(region(1, 0, 0, 0x1000)).unwrap();
         let held = map.translate(0, 1).unwrap().region;
-        map.hold(held);
         assert_eq!(map.remove(0, 0, 0x2000), Err(MapFault::Unknown));
         assert_eq!(map.remove(0, 0, 0x1000), Ok(RegionId(1)));
         assert_eq!(map.translate(0, 1), None, "new requests do not see it");
-        assert_eq!(map.take_unused(), None);
+        assert!(map.has_retired());
+        assert_eq!(map.take_unused(held), None);
         map.add(region(2, 0, 0, 0x1000)).unwrap();
-        assert!(map.release(held));
-        assert_eq!(map.take_unused(), Some(RegionId(1)));
-        assert_eq!(map.take_unused(), None, "given out once");
+        assert_eq!(map.take_unused(RegionSet::EMPTY), Some(RegionId(1)));
+        assert_eq!(map.take_unused(RegionSet::EMPTY), None, "given out once");
+        assert!(!map.has_retired());
     }
 }

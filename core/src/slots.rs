@@ -116,11 +116,25 @@ impl<'s, T, const LINKS: usize> Slots<'s, T, LINKS> {
         self.available += 1;
     }
 
-    /// The lasting name of a place in use.
-    #[must_use]
+    /// Takes a free place for `value` and names it; `None` when all are in use.
     #[inline]
-    pub fn id(&self, index: u32) -> SlotId {
-        SlotId { index, generation: self.places[index as usize].generation }
+    pub fn insert(&mut self, value: T) -> Option<SlotId> {
+        let index = self.acquire()?;
+        let slot = &mut self.places[index as usize];
+        slot.value = value;
+        Some(SlotId { index, generation: slot.generation })
+    }
+
+    /// Gives the place back that `id` names, with what was in it, unless it is stale.
+    #[inline]
+    pub fn remove(&mut self, id: SlotId) -> Option<T>
+    where
+        T: Copy,
+    {
+        let index = self.find(id)?;
+        let value = self[index];
+        self.release(index);
+        Some(value)
     }
 
     /// The place that `id` names, unless it is stale or was never given out.
@@ -215,7 +229,6 @@ impl<const LINK: usize> Fifo<LINK> {
     /// Adds a slot at the end.
     #[inline]
     pub fn push<T, const LINKS: usize>(&mut self, slots: &mut Slots<'_, T, LINKS>, index: u32) {
-        slots.places[index as usize].links[LINK] = NONE;
         if self.len == 0 {
             self.head = index;
         } else {
@@ -293,12 +306,11 @@ mod tests {
     fn a_stale_name_finds_nothing() {
         let mut places = places::<2>();
         let mut slots = Slots::new(&mut places);
-        let first = slots.acquire().unwrap();
-        let id = slots.id(first);
-        assert_eq!(slots.find(id), Some(first));
-        slots.release(first);
-        assert_eq!(slots.find(id), None);
-        assert_eq!(slots.acquire(), Some(first), "last used first");
+        let id = slots.insert(7).unwrap();
+        assert_eq!(slots.find(id), Some(0));
+        assert_eq!(slots.remove(id), Some(7));
+        assert_eq!((slots.find(id), slots.remove(id)), (None, None));
+        assert_eq!(slots.acquire(), Some(0), "last used first");
         assert_eq!(slots.find(id), None, "same place, another use");
         assert_eq!(slots.find(SlotId { index: 9, generation: 0 }), None);
     }
@@ -318,8 +330,7 @@ mod tests {
     fn lent_again_all_places_are_free_and_old_names_are_stale() {
         let mut places = places::<1>();
         let mut slots = Slots::new(&mut places);
-        let index = slots.acquire().unwrap();
-        let id = slots.id(index);
+        let id = slots.insert(7).unwrap();
         let mut slots = Slots::new(&mut places);
         assert_eq!((slots.find(id), slots.available()), (None, 1));
         assert_eq!(slots.acquire(), Some(0));

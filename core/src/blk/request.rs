@@ -152,7 +152,7 @@ pub fn parse(
     segments: &mut [Segment; SEGMENTS_MAX],
     ranges: &mut [Range; RANGES_MAX],
 ) -> Verdict {
-    let Some(last) = chain.last_writable else { return Verdict::Unanswerable };
+    let Some(last) = chain.last_writable(segments) else { return Verdict::Unanswerable };
     let status = Segment::new(last.region(), last.offset + u64::from(last.len) - 1, 1);
     let readable = usize::from(chain.readable);
     let (head, tail) = segments.split_at_mut(readable);

@@ -1,6 +1,6 @@
 //! From rings to requests: whose turn it is, and how many chains are taken.
 
-use super::{Likely, Shard, Turn, dirty};
+use super::{Shard, Turn, dirty};
 use crate::blk::{BlkRequest, Limits, Range, Status, Verdict, parse};
 use crate::device::{Device, QueueId};
 use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
@@ -12,7 +12,6 @@ use crate::planted::{Fault, planted};
 use crate::request::{Cursor, Request, RequestKind};
 use crate::trace::TraceEvent;
 use crate::virtqueue::chain::{take_packed, walk};
-use crate::virtqueue::layout::Descriptor;
 use crate::virtqueue::{Chain, QueueFault, Ring};
 
 /// How much one poll may do.
@@ -252,38 +251,22 @@ impl Shard<'_> {
         if available == 0 {
             return Ok(0);
         }
-        let Likely { chain, header, status } = queue.likely;
-        ring.prefetch(mem, chain);
+        // Most drivers use first what came back last. Asked for before the ring has named the
+        // chain, its lines come all at once. Header and status often lie in one, which is asked
+        // for as one to be written, or it would have to come twice.
+        let likely = &self.requests[queue.last];
+        ring.prefetch(mem, likely.token);
+        mem.prefetch_write(likely.status_at.region(), likely.status_at.offset);
+        let header = &self.segments[queue.last as usize][0];
         mem.prefetch(header.region(), header.offset);
-        mem.prefetch_write(status.region(), status.offset);
         let limit = limit.min(self.requests.available()).min(QUEUE_BATCH.into());
         let wanted = u16::try_from(limit).unwrap_or(QUEUE_BATCH).min(available);
 
-        let mut heads = [0; QUEUE_BATCH as usize];
-        let mut firsts = [Descriptor::EMPTY; QUEUE_BATCH as usize];
-        let mut fault = None;
-        let mut taken = usize::from(wanted);
-        // Where a packed chain begins is known when the one before has been taken.
-        if let Ring::Split(ring) = ring {
-            taken = 0;
-            for head in &mut heads[..usize::from(wanted)] {
-                match ring.take(mem) {
-                    Ok(found) => *head = found,
-                    Err(found) => {
-                        fault = Some(found);
-                        break;
-                    }
-                }
-                ring.prefetch_descriptor(mem, *head);
-                taken += 1;
-            }
-            for (head, first) in heads.iter().zip(&mut firsts).take(taken) {
-                *first = ring.descriptor(mem, *head)?;
-                if let Some(place) = device.map.translate(first.addr.get(), 1) {
-                    mem.prefetch(place.segment.region(), place.segment.offset);
-                }
-            }
-        }
+        let (taken, mut fault) = match ring {
+            Ring::Split(ring) => self.staged.take(mem, &device.map, ring, wanted),
+            // Where a packed chain begins is known when the one before has been taken.
+            Ring::Packed(_) => (wanted.into(), None),
+        };
         let image = &mut self.images[device.config.image.0];
         let mut intake = Intake {
             limits: image.config.limits(device.features()),
@@ -301,13 +284,15 @@ impl Shard<'_> {
         };
         let waiting = ready.len();
         let mut count = 0;
-        let mut last = None;
-        for (&head, &first) in heads.iter().zip(&firsts).take(taken) {
+        for at in 0..taken {
             let Some(slot) = self.requests.acquire() else { break };
             let segments = &mut self.segments[slot as usize];
             let map = &intake.device.map;
             let chain = match ring {
-                Ring::Split(ring) => Ok(Some(walk(mem, map, ring, head, first, segments))),
+                Ring::Split(ring) => {
+                    let (head, first) = self.staged.chain(at);
+                    Ok(Some(walk(mem, map, ring, head, first, segments)))
+                }
                 Ring::Packed(ring) => {
                     let area = queue.inflight.as_mut().and_then(Inflight::packed);
                     take_packed(mem, map, ring, area, segments)
@@ -327,7 +312,7 @@ impl Shard<'_> {
                 }
             };
             count += 1;
-            last = Some(slot);
+            queue.last = slot;
             let ranges = &mut self.ranges[slot as usize];
             let request = &mut self.requests[slot];
             let accepted = intake.admit(mem, &chain, segments, ranges, request);
@@ -343,11 +328,6 @@ impl Shard<'_> {
             } else if !planted(Fault::RefusedLost) {
                 queue.done.push(&mut self.requests, slot);
             }
-        }
-        if let Some(slot) = last {
-            let request = &self.requests[slot];
-            let header = self.segments[slot as usize][0];
-            queue.likely = Likely { chain: request.token, header, status: request.status_at };
         }
         queue.live += count;
         intake.device.live += count;
@@ -484,7 +464,6 @@ impl Intake<'_> {
         cursor: Cursor,
         status_at: Segment,
     ) {
-        self.device.map.hold(chain.regions);
         *request = Request {
             queue: self.queue,
             image: self.device.config.image.0,

@@ -18,6 +18,7 @@
 mod control;
 mod dirty;
 mod intake;
+mod staged;
 mod work;
 
 pub use intake::{Budget, Idle, Work};
@@ -27,13 +28,14 @@ use crate::device::{ControlReply, Device, DeviceConfig, DeviceId, QueueId, RingA
 use crate::image::{Capture, CaptureNews, Image, ImageConfig, ImageId};
 use crate::inflight::Inflight;
 use crate::limits::{PARTS_RESERVED, RANGES_MAX, SEGMENTS_MAX};
-use crate::memory::{RegionId, Segment, SharedMemory};
+use crate::memory::{RegionId, RegionSet, Segment, SharedMemory};
 use crate::placement::{ClusterId, Epoch, MapError, OsdNum, PgMap, Update};
+use crate::planted::{Fault, planted};
 use crate::request::{Part, Request};
 use crate::slots::{Fifo, Slot, Slots};
 use crate::time::Instant;
 use crate::trace::{Counters, Trace, TraceEvent};
-use crate::virtqueue::{ChainToken, QueueFault, Ring};
+use crate::virtqueue::{QueueFault, Ring};
 
 /// The memory a shard works in, lent by the shell for the shard's life. Lengths are capacities.
 #[derive(Debug)]
@@ -124,20 +126,6 @@ enum Turn {
     Armed,
 }
 
-/// What the next chain of a queue will probably lie in: most drivers use first what came back
-/// last. Asked for before the ring has named the chain, its lines come all at once.
-#[derive(Clone, Copy, Debug)]
-struct Likely {
-    chain: ChainToken,
-    header: Segment,
-    status: Segment,
-}
-
-impl Likely {
-    const NOTHING: Self =
-        Self { chain: ChainToken(0), header: Segment::EMPTY, status: Segment::EMPTY };
-}
-
 /// A queue of the pool.
 #[derive(Debug)]
 pub struct Queue {
@@ -158,7 +146,8 @@ pub struct Queue {
     empty: u16,
     /// Requests taken and not given back.
     live: u32,
-    likely: Likely,
+    /// The place of the request that was taken last.
+    last: u32,
     /// Requests to be given back.
     done: Fifo<0>,
     publishing: bool,
@@ -180,7 +169,7 @@ impl Queue {
         turn: Turn::None,
         empty: 0,
         live: 0,
-        likely: Likely::NOTHING,
+        last: 0,
         done: Fifo::EMPTY,
         publishing: false,
         notifying: false,
@@ -202,6 +191,7 @@ pub struct Shard<'s> {
     ranges: &'s mut [[Range; RANGES_MAX]],
     parts: Slots<'s, Part, 1>,
     map: PgMap<'s>,
+    staged: staged::Staged,
     /// Queues visited at each poll, and queues that are armed.
     active: Fifo<TURN>,
     armed: Fifo<TURN>,
@@ -239,6 +229,7 @@ impl<'s> Shard<'s> {
             ranges: storage.ranges,
             parts: Slots::new(storage.parts),
             map: PgMap::new(storage.primaries),
+            staged: staged::Staged::EMPTY,
             active: Fifo::EMPTY,
             armed: Fifo::EMPTY,
             publishing: Fifo::EMPTY,
@@ -414,11 +405,12 @@ impl<'s> Shard<'s> {
 
     fn device_effect(&mut self, index: u32) -> Option<Effect> {
         let id = DeviceId(index);
+        let in_use = self.regions_in_use(index);
         let device = &mut self.devices[index];
         if let Some(reply) = device.reply.take().or_else(|| device.late_reply.take()) {
             return Some(Effect::Reply(id, reply));
         }
-        if let Some(region) = device.map.take_unused() {
+        if let Some(region) = device.map.take_unused(in_use) {
             return Some(Effect::Unmap(region));
         }
         if core::mem::take(&mut device.config_changed) {
@@ -442,6 +434,17 @@ impl<'s> Shard<'s> {
             queue.reported = true;
             Some(Effect::QueueBroken(queue.id(), fault))
         })
+    }
+
+    /// The regions that requests of a device touch. Counted only while one is to be unmapped.
+    //= spec/lifecycle.md#LIF-9
+    fn regions_in_use(&self, device: u32) -> RegionSet {
+        if !self.devices[device].map.has_retired() || planted(Fault::EarlyUnmap) {
+            return RegionSet::EMPTY;
+        }
+        let requests = self.requests.used().map(|slot| &self.requests[slot]);
+        let own = requests.filter(|request| self.queues[request.queue].device == device);
+        own.fold(RegionSet::EMPTY, |all, request| all.union(request.regions))
     }
 
     fn list_device(&mut self, index: u32) {

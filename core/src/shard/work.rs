@@ -58,12 +58,10 @@ impl Shard<'_> {
     /// A reply to nothing under way is counted and dropped.
     #[inline]
     pub fn handle_reply(&mut self, reply: &Reply) {
-        let Some(index) = self.parts.find(reply.id) else {
+        let Some(part) = self.parts.remove(reply.id) else {
             self.counters.stale_replies += 1;
             return;
         };
-        let part = self.parts[index];
-        self.parts.release(index);
         let mut outcome = part.outcome(reply);
         if part.kind == OpKind::Sync {
             outcome = self.synced(ImageId(self.requests[part.request].image), outcome);
@@ -142,17 +140,16 @@ impl Shard<'_> {
                 return None;
             }
         };
-        let index = self.parts.acquire()?;
+        let part = Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
+        let id = self.parts.insert(part)?;
         request.advance(&slice);
         request.listed = request.wants_cut();
         if request.listed {
             self.cut.push(&mut self.requests, slot);
         }
-        self.parts[index] =
-            Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
         self.counters.ops += 1;
         Some(Op {
-            id: self.parts.id(index),
+            id,
             target,
             kind: slice.kind,
             inode,
@@ -225,17 +222,16 @@ impl Shard<'_> {
         queue.live -= ended;
         device.live -= ended;
         self.counters.completions += u64::from(ended);
-        let mut unused = false;
+        // One of these may have been the last in a region.
+        let retired = device.map.has_retired();
         while let Some(slot) = done.pop(&mut self.requests) {
-            let request = &self.requests[slot];
-            unused |= device.map.release(request.regions);
-            self.counters.errors += u64::from(request.status != Status::Ok);
+            self.counters.errors += u64::from(self.requests[slot].status != Status::Ok);
             self.requests.release(slot);
         }
         if published == Ok(true) {
             self.notify(index);
         }
-        if unused {
+        if retired {
             self.list_device(device_index);
         }
         if let Err(fault) = published.and(logged.map_err(QueueFault::from)) {

@@ -46,11 +46,21 @@ pub struct Chain {
     pub writable_bytes: u64,
     /// The regions they lie in.
     pub regions: RegionSet,
-    /// The segment whose last byte is the last that the device may write: a request's status.
-    /// `None` when the walk did not reach the end, or when that byte is nowhere.
-    pub last_writable: Option<Segment>,
+    /// Whether the last segment is writable and ends with the last byte that the device may write,
+    /// a request's status. `false` when the walk did not reach the end, or when that byte is
+    /// nowhere.
+    pub answerable: bool,
     /// The first thing that was wrong.
     pub fault: Option<ChainFault>,
+}
+
+impl Chain {
+    /// The segment whose last byte is the last that the device may write: a request's status.
+    #[inline]
+    pub(crate) fn last_writable(&self, segments: &[Segment; SEGMENTS_MAX]) -> Option<Segment> {
+        let last = usize::from(self.count).checked_sub(1).filter(|_| self.answerable)?;
+        segments.get(last).copied()
+    }
 }
 
 /// Follows the chain that begins with `first`, the copy of the descriptor at the chain's head,
@@ -85,10 +95,10 @@ struct Walk<'a> {
     segments: &'a mut [Segment; SEGMENTS_MAX],
     readable: u16,
     count: u16,
-    /// Readable and writable.
-    bytes: [u64; 2],
+    readable_bytes: u64,
+    writable_bytes: u64,
     regions: RegionSet,
-    last_writable: Option<Segment>,
+    answerable: bool,
     fault: Option<ChainFault>,
 }
 
@@ -118,9 +128,10 @@ impl<'a> Walk<'a> {
             segments,
             readable: 0,
             count: 0,
-            bytes: [0; 2],
+            readable_bytes: 0,
+            writable_bytes: 0,
             regions: RegionSet::EMPTY,
-            last_writable: None,
+            answerable: false,
             fault: None,
         }
     }
@@ -131,18 +142,17 @@ impl<'a> Walk<'a> {
         if let End::Cut(fault) = end {
             self.cut(fault);
         }
-        let [readable_bytes, writable_bytes] = self.bytes;
-        if readable_bytes + writable_bytes > u64::from(u32::MAX) {
+        if self.readable_bytes + self.writable_bytes > u64::from(u32::MAX) {
             self.note(ChainFault::TooLong);
         }
         Chain {
             token,
             readable: self.readable,
             count: self.count,
-            readable_bytes,
-            writable_bytes,
+            readable_bytes: self.readable_bytes,
+            writable_bytes: self.writable_bytes,
             regions: self.regions,
-            last_writable: self.last_writable,
+            answerable: self.answerable,
             fault: self.fault,
         }
     }
@@ -204,16 +214,21 @@ impl<'a> Walk<'a> {
         Some(Table { addr, count, whole: (start.len == len).then_some(start) })
     }
 
-    /// Adds one buffer. An empty one counts for nothing: its address is never looked at.
+    /// Adds one buffer. An empty one counts for nothing: its address is never looked at. So does
+    /// one to read behind one to write, but for the fault.
     //= spec/virtqueue.md#VQ-9
     #[inline(always)]
     fn add(&mut self, addr: u64, len: u32, writable: bool) {
         if len == 0 {
             return;
         }
-        self.bytes[usize::from(writable)] += u64::from(len);
-        if !writable && self.bytes[1] > 0 {
+        if writable {
+            self.writable_bytes += u64::from(len);
+        } else if self.writable_bytes == 0 {
+            self.readable_bytes += u64::from(len);
+        } else {
             self.note(ChainFault::Order);
+            return;
         }
         match self.map.translate(addr, len) {
             Some(place) if place.segment.len == len => self.push(place, writable),
@@ -236,7 +251,7 @@ impl<'a> Walk<'a> {
         self.note(ChainFault::OutOfMemory);
         if writable {
             // If it is the last one, the status byte is nowhere.
-            self.last_writable = None;
+            self.answerable = false;
         }
     }
 
@@ -248,10 +263,14 @@ impl<'a> Walk<'a> {
                 *free = place.segment;
                 self.count += 1;
             }
-            None => self.note(ChainFault::TooLong),
+            None => {
+                // The last one stays the last.
+                self.segments[SEGMENTS_MAX - 1] = place.segment;
+                self.note(ChainFault::TooLong);
+            }
         }
         if writable {
-            self.last_writable = Some(place.segment);
+            self.answerable = true;
         } else {
             self.readable = self.count;
         }
@@ -261,7 +280,7 @@ impl<'a> Walk<'a> {
     #[cold]
     fn cut(&mut self, fault: ChainFault) {
         self.note(fault);
-        self.last_writable = None;
+        self.answerable = false;
     }
 
     #[cold]
