@@ -16,15 +16,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_core::blk::BlkFeatures;
-use sluice_linux::frontend::{
-    Connection, GUEST, GuestMemory, InflightRegion, Queue, REGION, Wires,
-};
-use sluice_linux::mapping::Mappings;
-use sluice_sim::driver::{Buffer, Layout, RequestSpec};
+use sluice_linux::frontend::{Connection, GUEST, GuestMemory, Wires};
+use sluice_linux::tools::guest::{Guest, Wish};
+use sluice_sim::driver::{Buffer, RequestSpec};
 
-/// Entries of a ring, and requests that are in flight in it.
-const SIZE: u16 = 128;
-const DEPTH: u64 = 32;
+/// Requests in flight on a disk, and what each reads.
+const DEPTH: u16 = 32;
+const BYTES: u32 = 4096;
 /// How long a daemon may take for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -86,50 +84,48 @@ impl Drop for Daemon {
     }
 }
 
-/// A guest with one queue.
-struct Guest {
+/// A disk that was served, with requests in flight.
+struct Disk {
     socket: String,
-    connection: Connection,
-    memory: GuestMemory,
-    mem: Mappings,
-    region: InflightRegion,
-    queue: Queue,
+    guest: Guest,
+    wires: Wires,
     /// The used index when its daemon was killed.
     used: u32,
 }
 
-impl Guest {
+impl Disk {
     fn begin(socket: String) -> anyhow::Result<Self> {
         let connection = patiently(|| Connection::open(Path::new(&socket), BlkFeatures::empty()))?;
-        let layout = Layout::new(REGION, GUEST, 0, SIZE, 0);
-        let data = layout.end().next_multiple_of(4096);
-        let memory = GuestMemory::new(data + DEPTH * 4096)?;
-        let mem = memory.map()?;
-        let region = connection.make_inflight(1, SIZE)?.context("nothing is tracked")?;
-        connection.share_inflight(&region)?;
-        connection.share(&memory)?;
-        let event_idx = connection.features().contains(BlkFeatures::EVENT_IDX);
-        let mut queue = Queue::new(&mem, 0, layout, event_idx)?;
-        connection.start(&memory, queue.wires(), layout.base())?;
-        for at in 0..DEPTH {
-            let buffer = Buffer { addr: GUEST + data + at * 4096, len: 4096 };
-            let tag = queue.driver.add(&mem, &RequestSpec::read(at * 8, &[buffer]));
+        let wish = Wish {
+            queues: 1,
+            depth: DEPTH,
+            descriptors: 3,
+            data_bytes: BYTES.into(),
+            table_entries: 0,
+            tracked: true,
+        };
+        let mut guest = Guest::start(connection, wish)?;
+        let mem = guest.memory.map()?;
+        for request in 0..DEPTH {
+            let buffer = Buffer { addr: GUEST + guest.data(0, request), len: BYTES };
+            let sector = u64::from(request) * 8;
+            let tag = guest.queues[0].driver.add(&mem, &RequestSpec::read(sector, &[buffer]));
             tag.context("the ring is full")?;
         }
-        queue.submit(&mem);
-        Ok(Self { socket, connection, memory, mem, region, queue, used: 0 })
+        guest.queues[0].submit(&mem);
+        let wires = guest.queues[0].share_wires()?;
+        Ok(Self { socket, guest, wires, used: 0 })
     }
 
     fn reconnect(&self) -> anyhow::Result<Connection> {
-        let connection = patiently(|| self.connection.reopen(Path::new(&self.socket)))?;
-        connection.share_inflight(&self.region)?;
-        connection.share(&self.memory)?;
-        connection.start(&self.memory, self.queue.wires(), self.used)?;
-        Ok(connection)
+        let again = patiently(|| self.guest.connection.reopen(Path::new(&self.socket)))?;
+        let mem = self.guest.memory.map()?;
+        self.guest.resume(&again, std::slice::from_ref(&self.wires), &mem)?;
+        Ok(again)
     }
 
     fn used(&self) -> anyhow::Result<u32> {
-        self.queue.wires().known_base(&self.mem)
+        self.wires.known_base(&self.guest.memory.map()?)
     }
 }
 
@@ -149,28 +145,26 @@ fn round(disks: usize, park: &str) -> anyhow::Result<(Duration, Duration)> {
     let sockets = room.path().join("disk");
     let hour = Duration::from_secs(3600).as_micros().to_string();
     let daemon = Daemon::start(&sockets, disks, park, &["--late-us", &hour])?;
-    let mut guests = (0..disks)
-        .map(|n| Guest::begin(format!("{}{n}", sockets.display())))
+    let mut served = (0..disks)
+        .map(|n| Disk::begin(format!("{}{n}", sockets.display())))
         .collect::<anyhow::Result<Vec<_>>>()?;
     // Long enough for every request to be taken, and for every descriptor to be parked.
     thread::sleep(Duration::from_millis(500));
     drop(daemon);
-    for guest in &mut guests {
-        guest.used = guest.used()?;
-        ensure!(u64::from(guest.used) < DEPTH, "nothing was in flight");
+    for disk in &mut served {
+        disk.used = disk.used()?;
+        ensure!(disk.used < DEPTH.into(), "nothing was in flight");
     }
     let begin = Instant::now();
     let daemon = Daemon::start(&sockets, disks, park, &[])?;
-    let watched: Vec<_> = guests
-        .iter()
-        .map(|guest| Ok((&guest.memory, guest.queue.share_wires()?, guest.used)))
-        .collect::<anyhow::Result<_>>()?;
+    let watched: Vec<_> =
+        served.iter().map(|disk| (&disk.guest.memory, &disk.wires, disk.used)).collect();
     let found = thread::scope(|scope| {
         let watch = scope.spawn(move || watch(begin, watched));
         let mut connections = Vec::new();
         if park == "never" {
-            for guest in &guests {
-                connections.push(guest.reconnect()?);
+            for disk in &served {
+                connections.push(disk.reconnect()?);
             }
         }
         watch.join().map_err(|_| anyhow!("watching failed"))?
@@ -182,7 +176,7 @@ fn round(disks: usize, park: &str) -> anyhow::Result<(Duration, Duration)> {
 /// When the first of these queues is given something back, and when all have been.
 fn watch(
     begin: Instant,
-    queues: Vec<(&GuestMemory, Wires, u32)>,
+    queues: Vec<(&GuestMemory, &Wires, u32)>,
 ) -> anyhow::Result<(Duration, Duration)> {
     let mut waiting = Vec::new();
     for (memory, wires, used) in queues {

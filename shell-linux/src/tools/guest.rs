@@ -13,27 +13,31 @@ use crate::mapping::Mappings;
 
 /// What a guest is to have.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
-    pub(super) queues: u16,
+pub struct Wish {
+    /// Queues to start.
+    pub queues: u16,
     /// Requests in a queue at once.
-    pub(super) depth: u16,
+    pub depth: u16,
     /// Descriptors of a request.
-    pub(super) descriptors: u16,
+    pub descriptors: u16,
     /// Bytes of data for each request.
-    pub(super) data_bytes: u64,
+    pub data_bytes: u64,
     /// Entries of indirect tables; 0 for none.
-    pub(super) table_entries: u16,
+    pub table_entries: u16,
     /// Whether what is under way is recorded, where the back end can.
-    pub(super) tracked: bool,
+    pub tracked: bool,
 }
 
 /// A guest with its queues running.
 #[derive(Debug)]
-pub(super) struct Guest {
-    pub(super) connection: Connection,
-    pub(super) memory: GuestMemory,
+pub struct Guest {
+    /// To its back end.
+    pub connection: Connection,
+    /// Its rings and their data.
+    pub memory: GuestMemory,
     inflight: Option<InflightRegion>,
-    pub(super) queues: Vec<Queue>,
+    /// Its queues, in their order.
+    pub queues: Vec<Queue>,
     wish: Wish,
     data: u64,
 }
@@ -56,7 +60,11 @@ pub(super) fn connect(path: &Path, packed: bool) -> anyhow::Result<Connection> {
 
 impl Guest {
     /// Starts the queues. A wish for indirect tables is dropped where the device has none.
-    pub(super) fn start(connection: Connection, mut wish: Wish) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When the device has not so many queues, a queue is too short for the wish, or the back end
+    /// refuses something.
+    pub fn start(connection: Connection, mut wish: Wish) -> anyhow::Result<Self> {
         let most = connection.queues_max();
         ensure!((1..=most).contains(&wish.queues), "the device has {most} queues");
         ensure!(wish.depth > 0, "a depth of at least 1 is needed");
@@ -107,7 +115,10 @@ impl Guest {
 
     /// Goes on with a back end that was reopened, in the order in which QEMU does: rings go on
     /// where a front end thinks they are, and what was taken is for the back end to find.
-    pub(super) fn resume(
+    ///
+    /// # Errors
+    /// When the back end refuses something.
+    pub fn resume(
         &self,
         connection: &Connection,
         wires: &[Wires],
@@ -124,7 +135,8 @@ impl Guest {
     }
 
     /// Offset of the data of one request of a queue.
-    pub(super) fn data(&self, queue: u16, request: u16) -> u64 {
+    #[must_use]
+    pub fn data(&self, queue: u16, request: u16) -> u64 {
         let before = u64::from(queue) * u64::from(self.wish.depth) + u64::from(request);
         self.data + before * self.wish.data_bytes
     }

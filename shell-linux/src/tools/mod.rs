@@ -3,7 +3,6 @@
 mod checked;
 mod clock;
 mod consent;
-mod guest;
 mod kill;
 mod link;
 mod load;
@@ -12,6 +11,7 @@ mod report;
 mod shared;
 pub mod bench;
 pub mod demo;
+pub mod guest;
 pub mod image;
 pub mod qemu_args;
 pub mod serve_one;
