@@ -9,6 +9,7 @@ pub mod compare;
 pub mod crash;
 pub mod driver;
 pub mod durable;
+mod either;
 pub mod front;
 pub mod guest;
 pub mod history;

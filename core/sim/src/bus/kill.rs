@@ -1,8 +1,9 @@
 //! What stays of the rings when the device is killed, and what its successor has to know.
 
 use super::ram::{Extent, Ram};
-use super::{Bus, Side, either, silence};
+use super::{Bus, Side, silence};
 use crate::crash::{in_flight, in_flight_packed};
+use crate::either::either;
 use crate::log::Violation;
 
 impl Bus {

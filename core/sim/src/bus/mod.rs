@@ -16,6 +16,7 @@ mod packed;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::driver::Layout;
+use crate::either::either;
 use crate::log::{Violation, Who};
 use decode::{Disk, Live, Source, decode};
 use judge::judge;
@@ -40,17 +41,6 @@ enum Side {
     Split(Split),
     Packed(Packed),
 }
-
-/// The same call for whichever format it is.
-macro_rules! either {
-    ($self:expr, $side:ident => $call:expr) => {
-        match $self {
-            Side::Split($side) => $call,
-            Side::Packed($side) => $call,
-        }
-    };
-}
-use either;
 
 /// An invariant, and how it is broken.
 type Fault = (&'static str, String);

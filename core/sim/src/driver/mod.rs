@@ -24,6 +24,8 @@ use zerocopy::byteorder::little_endian::U16;
 use packed::Packed;
 use split::Split;
 
+use crate::either::either;
+
 /// What is known of one head or buffer id.
 #[derive(Clone, Copy, Debug)]
 struct InFlight {
@@ -55,16 +57,6 @@ pub struct Driver {
     in_flight: Box<[InFlight]>,
     under_way: u16,
     side: Side,
-}
-
-/// The same call for whichever format it is.
-macro_rules! either {
-    ($self:expr, $side:ident => $call:expr) => {
-        match $self {
-            Side::Split($side) => $call,
-            Side::Packed($side) => $call,
-        }
-    };
 }
 
 impl Driver {
