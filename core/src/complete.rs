@@ -26,6 +26,7 @@ pub(crate) fn publish(
     requests: &Slots<'_, Request, 1>,
     done: &Fifo<0>,
 ) -> Result<bool, OutOfRegion> {
+    ring.prefetch_used(mem);
     let mut count = 0;
     for (_, request) in done.iter(requests) {
         // 1. The status byte, into memory that the request holds.

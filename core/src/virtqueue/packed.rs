@@ -311,9 +311,9 @@ impl PackedRing {
         }
     }
 
-    /// Asks for the line that will be written when a chain is given back.
+    /// Asks for the line of the next used descriptor.
     #[inline]
-    pub fn prefetch(&self, mem: &impl SharedMemory) {
+    pub fn prefetch_used(&self, mem: &impl SharedMemory) {
         let (region, offset) = self.rings.desc;
         mem.prefetch_write(region, offset + Self::place(self.next_used));
     }

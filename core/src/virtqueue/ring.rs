@@ -154,9 +154,18 @@ impl Ring {
     /// Asks for the lines of a chain that is likely to be taken next.
     #[inline]
     pub fn prefetch(&self, mem: &impl SharedMemory, chain: ChainToken) {
+        if let Self::Split(ring) = self {
+            ring.prefetch(mem, chain);
+        }
+    }
+
+    /// Asks for the line that the driver looks at for its chains. If it is looking all the time the
+    /// line goes back to it at once: this is for the moment before it is written, not earlier.
+    #[inline]
+    pub fn prefetch_used(&self, mem: &impl SharedMemory) {
         match self {
-            Self::Split(ring) => ring.prefetch(mem, chain),
-            Self::Packed(ring) => ring.prefetch(mem),
+            Self::Split(ring) => ring.prefetch_index(mem),
+            Self::Packed(ring) => ring.prefetch_used(mem),
         }
     }
 

@@ -213,6 +213,13 @@ impl SplitRing {
         mem.prefetch_write(region, offset + USED_RING + 8 * entry);
     }
 
+    /// Asks for the line of the used index.
+    #[inline]
+    pub fn prefetch_index(&self, mem: &impl SharedMemory) {
+        let (region, offset) = self.rings.used;
+        mem.prefetch_write(region, offset + USED_IDX);
+    }
+
     /// Writes the `ahead`-th used entry behind the published index, invisible until
     /// [`publish`](Self::publish).
     ///
