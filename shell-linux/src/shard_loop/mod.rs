@@ -2,6 +2,7 @@
 
 mod effects;
 mod inbox;
+mod patience;
 mod sleep;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +20,7 @@ use crate::mailbox::ShardEnd;
 use crate::mapping::Mappings;
 use crate::sigbus;
 use crate::store::Store;
+use patience::Patience;
 
 /// How a shard waits for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub enum Poll {
     Busy,
     /// It looks for this long after the last work, then sleeps.
     Adaptive(Duration),
-    /// It sleeps whenever there is nothing to do.
+    /// It sleeps when there is nothing to do, unless its last sleep was too short to be worth it.
     Event,
 }
 
@@ -55,8 +57,6 @@ pub struct ShardOptions {
 const CHAINS_PER_TURN: u32 = 128;
 /// Armed queues looked at in one polling turn.
 const SAMPLES_PER_TURN: u32 = 2;
-/// Empty turns between two looks at the clock.
-const TURNS_PER_CLOCK: u32 = 16;
 /// How long a capture that was refused is left alone, and how long if it may end by itself.
 const CAPTURE_RETRY: Duration = Duration::from_millis(100);
 const CAPTURE_RETRY_SOON: Duration = Duration::from_millis(2);
@@ -175,13 +175,7 @@ struct Loop<'a> {
 
 impl Loop<'_> {
     fn run(&mut self, poll: Poll) -> anyhow::Result<()> {
-        let spin = match poll {
-            Poll::Busy => Duration::MAX,
-            Poll::Adaptive(spin) => spin,
-            Poll::Event => Duration::ZERO,
-        };
-        let mut empty = 0_u32;
-        let mut worked = Clock::now();
+        let mut patience = Patience::new(poll);
         let mut stopping = false;
         loop {
             stopping |= self.messages();
@@ -189,25 +183,12 @@ impl Loop<'_> {
                 return Ok(());
             }
             if self.turn() {
-                empty = 0;
-                continue;
-            }
-            empty = empty.wrapping_add(1);
-            if spin > Duration::ZERO && self.shard.has_queues() {
-                if poll != Poll::Busy && empty == 1 {
-                    worked = Clock::now();
-                }
-                if poll == Poll::Busy
-                    || !empty.is_multiple_of(TURNS_PER_CLOCK)
-                    || worked.elapsed() < spin
-                {
-                    self.retry_captures();
-                    continue;
-                }
-            }
-            empty = 0;
-            if self.shard.arm(&self.mem) == Idle::Idle {
+                patience.worked();
+            } else if self.shard.has_queues() && patience.looks_again() {
+                self.retry_captures();
+            } else if self.shard.arm(&self.mem) == Idle::Idle {
                 self.sleep()?;
+                patience.slept();
             }
         }
     }

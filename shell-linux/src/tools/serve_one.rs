@@ -104,7 +104,7 @@ pub enum PollMode {
     Busy,
     /// Look for a while after work, then sleep
     Adaptive,
-    /// Sleep whenever there is nothing to do
+    /// Sleep when there is nothing to do, unless sleeping costs more than looking
     Event,
 }
 
