@@ -12,17 +12,14 @@ use crate::virtqueue::{QueueFault, Ring};
 
 /// Marks where the data of a request lands, if it has a landing place.
 //= spec/migration.md#MIG-3
-#[inline]
 pub(super) fn log_landing(
     mem: &impl SharedMemory,
     device: &Device,
     request: &Request,
     segments: &[Segment; SEGMENTS_MAX],
 ) -> Result<(), OutOfLog> {
-    match device.dirty_log() {
-        None => Ok(()),
-        Some(log) => log_segments(mem, &device.map, log, request.landing(segments)),
-    }
+    let Some(log) = device.dirty_log() else { return Ok(()) };
+    request.landing(segments).iter().try_for_each(|s| log_segment(mem, &device.map, log, s))
 }
 
 /// The same for requests that have ended: what they wrote is in memory by now.
@@ -78,16 +75,6 @@ pub(super) fn publish(
     let wanted = complete::publish(mem, ring, inflight, requests, done)?;
     mark(ring)?;
     Ok(wanted)
-}
-
-#[cold]
-fn log_segments(
-    mem: &impl SharedMemory,
-    map: &MemoryMap,
-    log: &DirtyLog,
-    segments: &[Segment],
-) -> Result<(), OutOfLog> {
-    segments.iter().try_for_each(|segment| log_segment(mem, map, log, segment))
 }
 
 fn log_segment(

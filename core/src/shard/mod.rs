@@ -405,11 +405,12 @@ impl<'s> Shard<'s> {
 
     fn device_effect(&mut self, index: u32) -> Option<Effect> {
         let id = DeviceId(index);
-        let in_use = self.regions_in_use(index);
         let device = &mut self.devices[index];
         if let Some(reply) = device.reply.take().or_else(|| device.late_reply.take()) {
             return Some(Effect::Reply(id, reply));
         }
+        let in_use = self.regions_in_use(index);
+        let device = &mut self.devices[index];
         if let Some(region) = device.map.take_unused(in_use) {
             return Some(Effect::Unmap(region));
         }
