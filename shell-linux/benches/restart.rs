@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_core::blk::BlkFeatures;
 use sluice_linux::frontend::{Connection, GUEST, GuestMemory, Wires};
+use sluice_linux::mapping::Mappings;
 use sluice_linux::tools::guest::{Guest, Wish};
 use sluice_sim::driver::{Buffer, RequestSpec};
 
@@ -88,6 +89,7 @@ impl Drop for Daemon {
 struct Disk {
     socket: String,
     guest: Guest,
+    mem: Mappings,
     wires: Wires,
     /// The used index when its daemon was killed.
     used: u32,
@@ -114,18 +116,17 @@ impl Disk {
         }
         guest.queues[0].submit(&mem);
         let wires = guest.queues[0].share_wires()?;
-        Ok(Self { socket, guest, wires, used: 0 })
+        Ok(Self { socket, guest, mem, wires, used: 0 })
     }
 
     fn reconnect(&self) -> anyhow::Result<Connection> {
         let again = patiently(|| self.guest.connection.reopen(Path::new(&self.socket)))?;
-        let mem = self.guest.memory.map()?;
-        self.guest.resume(&again, std::slice::from_ref(&self.wires), &mem)?;
+        self.guest.resume(&again, std::slice::from_ref(&self.wires), &self.mem)?;
         Ok(again)
     }
 
     fn used(&self) -> anyhow::Result<u32> {
-        self.wires.known_base(&self.guest.memory.map()?)
+        self.wires.known_base(&self.mem)
     }
 }
 
