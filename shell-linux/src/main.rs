@@ -1,12 +1,12 @@
 //! The `sluice` program.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sluice_linux::image::Fault;
 use sluice_linux::parking::keeper;
 use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one, verify};
-use tracing_subscriber::EnvFilter;
+use sluice_linux::{log, output};
 
 /// The gate between virtual machines and block storage.
 #[derive(Debug, Parser)]
@@ -16,13 +16,29 @@ use tracing_subscriber::EnvFilter;
     long_about = "The gate between virtual machines and block storage.
 
 sluice serves disks to virtual machines over vhost-user-blk: the guest's memory is shared, its
-requests are taken from its rings and its data is moved once. `sluice demo` is a first look."
+requests are taken from its rings and its data is moved once. `sluice demo` is a first look.",
+    after_long_help = "\
+Exit codes:
+  0  done
+  1  failed; for verify and bench: the disk is wrong
+  2  wrong usage, or something that wants to be confirmed
+  3  verify, bench: no verdict, it could not be carried out
+  4  nobody or nothing is there
+  5  in use, or there already
+
+Files:
+  Images are in $XDG_STATE_HOME/sluice/images or ~/.local/state/sluice/images.
+
+Environment:
+  XDG_STATE_HOME, HOME  where images are
+  SLUICE_LOG            as --log"
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log level, or a filter such as sluice_linux=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "SLUICE_LOG")]
+    /// What is logged to standard error: off, error, warn, info, debug or trace, or a filter such as
+    /// warn,sluice_linux=debug. Errors that end a command are always said
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", env = "SLUICE_LOG", value_parser = log::parse_filter)]
     log: String,
 }
 
@@ -39,34 +55,49 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = match EnvFilter::try_new(&cli.log) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("sluice: --log {}: {error}", cli.log);
-            return ExitCode::from(2);
-        }
-    };
-    let terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
-    log.with_writer(std::io::stderr).init();
-    let done = match &cli.command {
-        Command::Demo(args) => demo::run(args).map(|()| ExitCode::SUCCESS),
-        Command::ServeOne(args) => serve_one::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Bench(args) => bench::run(args),
-        Command::Verify(args) => verify::run(args),
-        Command::QemuArgs(args) => {
-            qemu_args::run(args);
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Image(args) => Ok(image::run(args)),
-        Command::Keeper(args) => keeper::run(args),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("sluice: {error:#}");
-            ExitCode::FAILURE
-        }
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if serve_one::asks_for_capabilities(&arguments) {
+        return ended(serve_one::print_capabilities().map(|()| ExitCode::SUCCESS), FAILED);
     }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
+    log::start(cli.log.parse().expect("the filter has been parsed before"));
+    let (done, failed) = match &cli.command {
+        Command::Demo(args) => (demo::run(args).map(|()| ExitCode::SUCCESS), FAILED),
+        Command::ServeOne(args) => (serve_one::run(args).map(|()| ExitCode::SUCCESS), FAILED),
+        Command::Bench(args) => (bench::run(args), NO_VERDICT),
+        Command::Verify(args) => (verify::run(args), NO_VERDICT),
+        Command::QemuArgs(args) => (qemu_args::run(args).map(|()| ExitCode::SUCCESS), FAILED),
+        Command::Image(args) => (image::run(args).map(|()| ExitCode::SUCCESS), FAILED),
+        Command::Keeper(args) => (keeper::run(args), FAILED),
+    };
+    ended(done, failed)
+}
+
+/// The exit code of an error that has none of its own.
+const FAILED: u8 = 1;
+/// The same where [`FAILED`] says that a disk is wrong.
+const NO_VERDICT: u8 = 3;
+
+/// Says why a command failed, if it did, and what its exit code is.
+//= spec/tools.md#TOOL-4
+//= spec/tools.md#TOOL-5
+fn ended(done: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        output::complain(&error);
+        ExitCode::from(error.downcast_ref().map_or(failed, Fault::exit_code))
+    })
+}
+
+/// Help that was asked for, or what is wrong with the command line.
+//= spec/tools.md#TOOL-2
+fn misused(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // If that is closed there is nobody to tell.
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    ended(output::print(error.render().to_string()).map(|()| ExitCode::SUCCESS), FAILED)
 }

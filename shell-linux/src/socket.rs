@@ -6,13 +6,14 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::image::Fault;
 use anyhow::{Context, bail, ensure};
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, statat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 /// Bytes that a socket's path may have.
-const PATH_BYTES_MAX: usize = 107;
+pub(crate) const PATH_BYTES_MAX: usize = 107;
 
 /// What nobody but owner and group gets: the socket's mode is 0660.
 const UMASK: Mode = Mode::XUSR.union(Mode::XGRP).union(Mode::RWXO);
@@ -100,7 +101,9 @@ fn remove_dead(path: &Path) -> anyhow::Result<()> {
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path).context("removing a dead socket"),
-        Ok(()) | Err(Errno::AGAIN) => bail!("another process is listening there"),
+        Ok(()) | Err(Errno::AGAIN) => {
+            bail!(Fault::Taken("another process is listening there".to_owned()))
+        }
         Err(error) => {
             Err(error).context("a socket is there, and it is not clear whether it is in use")
         }

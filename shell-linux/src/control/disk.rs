@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use sluice_core::device::DeviceId;
 
-use super::quiet::Quiet;
 use crate::mailbox::ControlEnd;
 use crate::parking::Parked;
 
@@ -14,8 +13,6 @@ pub(super) struct Disk<'e> {
     pub(super) device: DeviceId,
     pub(super) name: String,
     pub(super) end: &'e ControlEnd,
-    /// What front ends do wrong is not logged without end.
-    pub(super) quiet: Quiet,
     /// Whether tracking of requests in flight is offered.
     pub(super) tracked: bool,
     /// The file whose size is the disk's, and that size when it was last looked at.

@@ -220,10 +220,7 @@ impl<'e> Front<'e> {
         match end {
             End::Gone if announced => tracing::info!(disk = %name, pid, uid, "{end}"),
             End::Gone => tracing::debug!(disk = %name, pid, uid, "{end}"),
-            _ if self.disk.quiet.allows() => {
-                tracing::warn!(disk = %name, pid, uid, "connection closed: {end}");
-            }
-            _ => {}
+            _ => tracing::warn!(disk = %name, pid, uid, "connection closed: {end}"),
         }
     }
 

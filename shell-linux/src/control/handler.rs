@@ -157,9 +157,7 @@ impl<'e> Handler<'e> {
 
     pub(super) fn refuse(&self, refusal: &Refusal) -> Error {
         self.verdict.set(Verdict::Nack);
-        if self.disk.quiet.allows() {
-            tracing::warn!(disk = %self.disk.name, "refused: {refusal}; {}", remedy(refusal));
-        }
+        tracing::warn!(disk = %self.disk.name, "refused: {refusal}; {}", remedy(refusal));
         Error::InvalidOperation("refused")
     }
 

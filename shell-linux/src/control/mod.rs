@@ -12,7 +12,6 @@ mod front;
 mod handler;
 mod look;
 mod messages;
-mod quiet;
 mod remedy;
 mod sys;
 
@@ -30,7 +29,6 @@ use sluice_core::device::{ControlReply, DeviceId};
 use self::connection::End;
 use self::disk::Disk;
 use self::front::Front;
-use self::quiet::Quiet;
 use crate::mailbox::{Bell, ControlEnd, News};
 use crate::parking::Place;
 
@@ -107,12 +105,11 @@ pub fn run(
             Socket::Listen(listener) => (Some(listener), None),
             Socket::Connected(stream) => (None, Some(stream)),
         };
-        let (end, quiet) = (&ends[shard], Quiet::new());
+        let end = &ends[shard];
         let disk = Disk {
             device,
             name: name.clone(),
             end,
-            quiet,
             tracked: options.tracked,
             image: image.map(|(path, bytes)| (path, Cell::new(bytes))),
             parked: RefCell::default(),

@@ -1,4 +1,4 @@
-//! Why an operation on images was not done.
+//! Why something was not done.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use std::fmt;
 pub enum Fault {
     /// What was asked for makes no sense, or wants to be confirmed.
     Usage(String),
-    /// There is no such image or file.
+    /// There is no such image or file, or nobody who serves a disk.
     NotFound(String),
-    /// Somebody uses the image, or the name is taken.
+    /// Somebody uses it, or the name is taken.
     Taken(String),
     /// It was tried.
     Failed(anyhow::Error),
@@ -17,6 +17,7 @@ pub enum Fault {
 
 impl Fault {
     /// The exit code of a command that ends with it.
+    //= spec/tools.md#TOOL-5
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {

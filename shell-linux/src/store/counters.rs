@@ -1,7 +1,6 @@
-//! What goes wrong on an image: counted always, logged seldom.
+//! What goes wrong on an image: counted, and logged.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use sluice_core::op::OpKind;
@@ -19,19 +18,14 @@ pub struct Counters {
     pub other: u64,
 }
 
-/// Time between two lines of the log about the same image.
-const QUIET: Duration = Duration::from_secs(10);
-
-/// The counters, and when the last line was logged.
+/// The counters.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pub(super) counters: Counters,
-    quiet_until: Option<Instant>,
-    unsaid: u64,
 }
 
 impl Failures {
-    /// Counts a failure and says so, unless that was done a moment ago.
+    /// Counts a failure and says so.
     //= spec/store.md#STO-14
     #[cold]
     pub(super) fn note(&mut self, path: &Path, kind: OpKind, offset: u64, errno: i64) {
@@ -42,21 +36,11 @@ impl Failures {
             Errno::FAULT => self.counters.memory += 1,
             _ => self.counters.other += 1,
         }
-        let now = Instant::now();
-        let first_sync = kind == OpKind::Sync && self.counters.syncs == 1;
-        if self.quiet_until.is_some_and(|until| now < until) && !first_sync {
-            self.unsaid += 1;
-            return;
-        }
-        self.quiet_until = Some(now + QUIET);
-        let unsaid = core::mem::take(&mut self.unsaid);
         let hint = match errno {
             Errno::NOSPC => "; free space on the file system, the guest sees an I/O error",
             Errno::DQUOT => "; raise the quota, the guest sees an I/O error",
             _ => "",
         };
-        tracing::warn!(
-            image = %path.display(), offset, unsaid, "{kind:?} failed: {errno}{hint}"
-        );
+        tracing::warn!(image = %path.display(), offset, "{kind:?} failed: {errno}{hint}");
     }
 }

@@ -22,14 +22,32 @@ use super::guest::{Guest, Target, Wish, connect, parse_seconds};
 use super::load::{Found, Load, Watch};
 use super::report::{Report, bytes};
 use crate::frontend::{Queue, REGION, Wires};
+use crate::image::Fault;
 use crate::mapping::Mappings;
-use crate::{cpu, size};
+use crate::{cpu, output, size};
 
 /// Measures a disk through its socket, as a guest would use it.
 ///
 /// Works with any vhost-user-blk back end. `write` and `randwrite` overwrite the disk: without
-/// `--yes` only one that is blank or was written by this command or by `sluice verify`.
+/// `--yes` only one where every sector is zero, or was written by this command or by `sluice verify`.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  sluice bench --socket-path /run/user/1000/disk.sock --rw randread --depth 32
+  sluice bench --socket-path /run/user/1000/disk.sock --rw write --bs 128k --json
+
+Exit codes:
+  0  measured
+  1  measured, and the disk failed requests
+  2  wrong usage, or a disk that may be written only with --yes
+  3  not measured: it could not be carried out
+  4  not measured: nobody serves a disk at the socket
+
+Files:
+  None but the socket.
+
+Environment:
+  SLUICE_LOG  as --log")]
 pub struct Args {
     #[command(flatten)]
     target: Target,
@@ -124,17 +142,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let connection = connect(&args.target.socket_path, args.target.packed)?;
     let block_bytes = 512 * connection.block_sectors();
+    let usage = |text: String| Fault::Usage(text);
     ensure!(
         args.bs > 0 && args.bs.is_multiple_of(block_bytes),
-        "--bs has to be a multiple of {block_bytes} bytes"
+        usage(format!("--bs has to be a multiple of {block_bytes} bytes"))
     );
-    ensure!(args.bs <= 1 << 30, "--bs is at most 1G");
+    ensure!(args.bs <= 1 << 30, usage("--bs is at most 1G".to_owned()));
     let read_only = connection.features().contains(BlkFeatures::RO);
-    ensure!(!(read_only && args.rw.writes()), "the disk is read-only");
+    ensure!(!(read_only && args.rw.writes()), usage("the disk is read-only".to_owned()));
     let disk_bytes = connection.capacity_sectors() * 512;
     let bytes = disk_bytes.min(args.size_limit.unwrap_or(u64::MAX));
     let blocks = bytes / args.bs;
-    ensure!(blocks > 0, "the disk is smaller than one request");
+    ensure!(blocks > 0, usage("the disk is smaller than one request".to_owned()));
     let wish = Wish {
         queues: args.queues,
         depth: args.depth,
@@ -144,16 +163,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         tracked: !args.untracked,
     };
     let mut guest = Guest::start(connection, wish)?;
-    ensure!(!args.indirect || guest.has_tables(), "the device knows no indirect descriptors");
+    ensure!(
+        !args.indirect || guest.has_tables(),
+        usage("the device knows no indirect descriptors".to_owned())
+    );
     if args.rw.writes() && !args.target.yes {
         consent::ask(&mut guest, bytes / 512)?;
     }
     let (found, waited) = measure(args, guest, blocks)?;
     let report = report(args, &found, waited);
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        output::print_json(&report)?;
     } else {
-        report.print();
+        output::print(report.to_string())?;
     }
     Ok(if found.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

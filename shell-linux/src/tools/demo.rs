@@ -1,6 +1,7 @@
 //! `sluice demo`: a disk to try things on, without root, configuration or a virtual machine.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc::channel;
@@ -9,11 +10,28 @@ use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
 use signal_hook::consts::SIGTERM;
 
+use super::shell::quote;
 use super::{qemu_args, serve_one};
+use crate::output;
 use crate::size::parse_size;
 
 /// Make a disk, serve it, and say how to use it.
 #[derive(Clone, Debug, ClapArgs)]
+#[command(after_long_help = "\
+Exit codes:
+  0  ended by SIGTERM or SIGINT, or checked
+  1  failed, or the check failed
+  2  wrong usage
+  5  somebody serves the disk already
+
+Files:
+  DIR/demo.raw   the disk, kept
+  DIR/demo.sock  its socket, removed at the end
+  DIR is $XDG_STATE_HOME/sluice/demo or ~/.local/state/sluice/demo.
+
+Environment:
+  XDG_STATE_HOME, HOME  where DIR is
+  SLUICE_LOG            as --log")]
 pub struct Args {
     /// Keep image and socket here
     #[arg(long, value_name = "DIR", default_value_os_t = default_dir())]
@@ -49,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         make(&image, args.size)?;
     }
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
-    serve_one::serve(&serve, || introduce(&image, &socket))
+    serve_one::serve(&serve, || introduce(&image, &socket).unwrap_or_else(output::complain))
 }
 
 fn make(image: &Path, size: u64) -> anyhow::Result<()> {
@@ -66,7 +84,11 @@ fn verify(args: &Args, seconds: u32) -> anyhow::Result<()> {
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
     let (ended, end) = channel();
     let served = serve_one::serve(&serve, || {
-        println!("checking {} through {}", image.display(), socket.display());
+        let _ = output::print(format!(
+            "checking {} through {}\n",
+            output::path(&image),
+            output::path(&socket)
+        ));
         std::thread::spawn(move || {
             let _ = ended.send(check(&socket, seconds));
             // What ends the daemon for everybody ends it here.
@@ -89,20 +111,25 @@ fn check(socket: &Path, seconds: u32) -> anyhow::Result<ExitStatus> {
     verify.status().context("starting the check")
 }
 
-fn introduce(image: &Path, socket: &Path) {
-    println!("image   {}", image.display());
-    println!("socket  {}", socket.display());
-    println!();
-    println!("Try it from another terminal, no virtual machine needed:");
-    let path = socket.display();
-    println!("  sluice verify --socket-path {path} --seconds 5 --yes");
-    println!("  sluice bench --socket-path {path} --rw randread --depth 32 --seconds 5");
-    println!();
-    println!("Or give it to a guest:");
-    println!("  qemu-system-x86_64 \\");
-    for line in qemu_args::lines(socket, "1G", 1, false) {
-        println!("    {line}");
+fn introduce(image: &Path, socket: &Path) -> anyhow::Result<()> {
+    let word = String::from_utf8_lossy(&quote(socket.as_os_str().as_bytes())).into_owned();
+    let mut text = format!(
+        "image   {}
+socket  {}
+
+Try it from another terminal, no virtual machine needed:
+  sluice verify --socket-path {word} --seconds 5 --yes
+  sluice bench --socket-path {word} --rw randread --depth 32 --seconds 5
+
+Or give it to a guest:
+  qemu-system-x86_64",
+        output::path(image),
+        output::path(socket)
+    )
+    .into_bytes();
+    for line in qemu_args::lines(&[socket.to_owned()], 1 << 30, 1, false)? {
+        text.extend([b" \\\n    ".as_slice(), &line].concat());
     }
-    println!();
-    println!("Ctrl-C ends it; the image stays.");
+    text.extend(b"\n\nCtrl-C ends it; the image stays.\n");
+    output::print(text)
 }

@@ -3,13 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use sluice_core::blk::BlkFeatures;
 use sluice_core::limits::QUEUE_SIZE_MAX;
 use sluice_sim::driver::Layout;
 
 use crate::frontend::{Connection, GUEST, GuestMemory, InflightRegion, Queue, REGION, Wires};
+use crate::image::Fault;
 use crate::mapping::Mappings;
+
+/// Bytes of memory for what is looked at before a guest begins.
+pub(super) const SCRATCH_BYTES: u64 = 128 << 10;
 
 /// What a guest is to have.
 #[derive(Clone, Copy, Debug)]
@@ -42,17 +46,22 @@ pub struct Guest {
     data: u64,
 }
 
-/// Tries for two seconds: a daemon that starts has a socket before it listens.
+/// Connects to whoever serves a disk there, which may be starting just now.
+//= spec/tools.md#TOOL-5
 pub(super) fn connect(path: &Path, packed: bool) -> anyhow::Result<Connection> {
     let also = if packed { BlkFeatures::RING_PACKED } else { BlkFeatures::empty() };
     let give_up = Instant::now() + Duration::from_secs(2);
     loop {
         match Connection::open(path, also) {
             Ok(connection) => {
-                ensure!(connection.features().contains(also), "the device has no packed rings");
+                let has = connection.features().contains(also);
+                ensure!(has, Fault::Usage("the device has no packed rings".to_owned()));
                 return Ok(connection);
             }
-            Err(error) if Instant::now() > give_up => return Err(error),
+            Err(error) if Instant::now() > give_up => {
+                let path = path.display();
+                bail!(Fault::NotFound(format!("nobody serves a disk at {path}: {error:#}")));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -66,17 +75,19 @@ impl Guest {
     /// refuses something.
     pub fn start(connection: Connection, mut wish: Wish) -> anyhow::Result<Self> {
         let most = connection.queues_max();
-        ensure!((1..=most).contains(&wish.queues), "the device has {most} queues");
-        ensure!(wish.depth > 0, "a depth of at least 1 is needed");
+        let queues = || Fault::Usage(format!("the device has {most} queues"));
+        ensure!((1..=most).contains(&wish.queues), queues());
+        ensure!(wish.depth > 0, Fault::Usage("a depth of at least 1 is needed".to_owned()));
         let entries = u32::from(wish.depth) * u32::from(wish.descriptors);
         let packed = connection.features().contains(BlkFeatures::RING_PACKED);
         let entries = if packed { entries } else { entries.next_power_of_two() };
         let size = u16::try_from(entries.max(128)).unwrap_or(u16::MAX);
         ensure!(
             size <= QUEUE_SIZE_MAX,
-            "{} requests of {} descriptors do not fit into a ring of {QUEUE_SIZE_MAX}",
-            wish.depth,
-            wish.descriptors,
+            Fault::Usage(format!(
+                "{} requests of {} descriptors do not fit into a ring of {QUEUE_SIZE_MAX}",
+                wish.depth, wish.descriptors,
+            ))
         );
         if !connection.features().contains(BlkFeatures::INDIRECT_DESC) {
             wish.table_entries = 0;
@@ -91,7 +102,7 @@ impl Guest {
         }
         let data = end;
         let bytes = wish.data_bytes * u64::from(wish.depth) * u64::from(wish.queues);
-        let memory = GuestMemory::new(data + bytes)?;
+        let memory = GuestMemory::new(data + bytes + SCRATCH_BYTES)?;
         let mem = memory.map()?;
         let inflight = match wish.tracked {
             true => connection.make_inflight(wish.queues, size)?,
@@ -139,6 +150,11 @@ impl Guest {
     pub fn data(&self, queue: u16, request: u16) -> u64 {
         let before = u64::from(queue) * u64::from(self.wish.depth) + u64::from(request);
         self.data + before * self.wish.data_bytes
+    }
+
+    /// Offset of [`SCRATCH_BYTES`] behind the data of all requests.
+    pub(super) fn scratch(&self) -> u64 {
+        self.data(self.wish.queues, 0)
     }
 
     /// Whether requests may be indirect.

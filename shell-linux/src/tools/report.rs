@@ -1,5 +1,7 @@
 //! What a measurement says.
 
+use core::fmt;
+
 use serde::Serialize;
 
 use super::bench::{Rw, Wait};
@@ -26,23 +28,22 @@ pub(super) struct Report {
     pub(super) wait_share: f64,
 }
 
-impl Report {
-    /// Prints it for people.
-    pub(super) fn print(&self) {
-        println!("{:>12.0} IOPS    {}/s", self.iops, bytes(self.bytes_per_s));
-        println!(
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>12.0} IOPS    {}/s", self.iops, bytes(self.bytes_per_s))?;
+        writeln!(
+            f,
             "{:>12.2} us mean    {:.2} p50    {:.2} p99    {:.2} p99.9    {:.2} max",
             self.mean_us, self.p50_us, self.p99_us, self.p999_us, self.max_us
-        );
+        )?;
         if self.errors > 0 {
-            println!("{:>12} errors", self.errors);
+            writeln!(f, "{:>12} errors", self.errors)?;
         }
         if self.wait_share > 0.1 {
-            println!(
-                "{:>11.0}% of the time without a CPU: this load was throttled",
-                100.0 * self.wait_share
-            );
+            let percent = 100.0 * self.wait_share;
+            writeln!(f, "{percent:>11.0}% of the time without a CPU: this load was throttled")?;
         }
+        Ok(())
     }
 }
 

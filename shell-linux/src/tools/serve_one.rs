@@ -3,6 +3,7 @@
 //! Keeps to the conventions that QEMU lays down for vhost-user programs: `--socket-path` or
 //! `--fd`, `--print-capabilities`, no daemonising, an end on SIGTERM with exit code 0.
 
+use std::ffi::OsString;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use sluice_core::device::DeviceId;
 use sluice_core::limits::{QUEUES_PER_DEVICE_MAX, SECTOR_BYTES};
 
 use crate::control::{self, Options, Served, Socket};
 use crate::mailbox::{Bell, Message, mailbox};
+use crate::output;
 use crate::parking::{self, Parking};
 use crate::shard_loop::{self, Disk, Poll, ShardOptions};
 use crate::size::parse_size;
@@ -28,16 +30,38 @@ const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"
 
 /// Serve one disk over vhost-user-blk.
 #[derive(Clone, Debug, ClapArgs)]
-#[command(after_help = "Examples:
+#[command(after_long_help = "\
+Examples:
   sluice serve-one --socket-path /run/user/1000/disk.sock --blk-file disk.raw
   sluice serve-one --socket-path /tmp/null.sock --blk-null 1G --poll busy --cpu 1
 
 The guest's memory has to be shared with this program:
   -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem
-`sluice qemu-args --socket-path PATH` prints all the options that QEMU needs.")]
+`sluice qemu-args --socket-path PATH` prints all the options that QEMU needs.
+
+Signals:
+  SIGTERM, SIGINT  end it in order
+  SIGHUP           is ignored
+
+Exit codes:
+  0  ended by a signal, in order
+  1  failed
+  2  wrong usage
+  5  another process listens at the socket
+
+Files:
+  PATH                   the socket, removed at the end
+  .NAME.keeper           with --park keeper, its socket, beside the other
+  FILE, FILE.poisoned    the image, and the mark of a sync that failed
+
+Environment:
+  NOTIFY_SOCKET          systemd, which is told of the start and the stop
+  FDSTORE, LISTEN_FDS,   systemd's store of descriptors
+  LISTEN_PID, LISTEN_FDNAMES
+  SLUICE_LOG             as --log")]
 pub struct Args {
     /// Listen on this socket; it must not exist, unless a dead daemon left it behind
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", required_unless_present = "fd", conflicts_with = "fd")]
     socket_path: Option<PathBuf>,
     /// Use this inherited descriptor: a listening socket, or one connected to a front end
     #[arg(long, value_name = "N")]
@@ -77,8 +101,8 @@ pub struct Args {
     /// For tests: do not offer to track what is in flight
     #[arg(long, hide = true)]
     untracked: bool,
-    /// Print what this program can do as JSON, and exit
-    #[arg(long, exclusive = true)]
+    /// Print what this program can do as JSON, and exit, whatever else is said
+    #[arg(long)]
     print_capabilities: bool,
 }
 
@@ -208,11 +232,22 @@ struct Sockets {
 /// # Errors
 /// When the image cannot be opened or the socket cannot be had.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.print_capabilities {
-        println!("{CAPABILITIES}");
-        return Ok(());
-    }
     serve(args, || ())
+}
+
+/// Whether what this program can do is asked for, whatever else is said.
+//= spec/tools.md#TOOL-6
+#[must_use]
+pub fn asks_for_capabilities(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|a| *a != "--").any(|a| a == "--print-capabilities")
+}
+
+/// Says what this program can do.
+///
+/// # Errors
+/// When it cannot be printed.
+pub fn print_capabilities() -> anyhow::Result<()> {
+    output::print(format!("{CAPABILITIES}\n"))
 }
 
 /// The same, calling `ready` once front ends can connect.
@@ -222,8 +257,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Before any thread: a signal that comes early must not end the process by default.
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
-    // A write beyond the limit on file sizes is an error of that write.
-    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
+    // A write beyond the limit on file sizes is an error of that write, and a terminal that goes
+    // away is none of the daemon's.
+    //= spec/host.md#HOST-2
+    for ignored in [SIGXFSZ, SIGHUP] {
+        signal_hook::flag::register(ignored, Arc::default())?;
+    }
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
     let bytes =
@@ -289,7 +328,7 @@ fn spawn(
 ) -> anyhow::Result<JoinHandle<()>> {
     let guarded = move || {
         if let Err(error) = body() {
-            tracing::error!("{error:#}");
+            output::complain(error);
             std::process::exit(1);
         }
     };

@@ -1,5 +1,6 @@
 //! `sluice verify`: whether a disk gives back what was written to it.
 
+use core::fmt;
 use core::sync::atomic::Ordering;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -24,7 +25,9 @@ use super::link::Link;
 use super::plan::{self, Area, SEGMENTS_MAX};
 use super::shared::{Shared, Tally};
 use crate::frontend::{Queue, Wires};
-use crate::size::parse_size;
+use crate::image::Fault;
+use crate::output;
+use crate::size::{parse_size, show_size};
 
 /// Checks a disk by WRITING to it and reading everything back.
 ///
@@ -33,12 +36,30 @@ use crate::size::parse_size;
 /// every sector read has to be explained by some order of what was asked. Works with any
 /// vhost-user-blk back end.
 ///
-/// What was on the disk is lost. Without `--yes` only a disk is taken that is blank, or was
-/// written by this command or by `sluice bench`.
+/// What was on the disk is lost. Without `--yes` only a disk is taken where every sector that may be
+/// written is zero, or was written by this command or by `sluice bench`.
 ///
 /// With `--kill` the disk is its own, and its daemon is killed under load: nothing may be lost,
 /// done twice or be stale all the same.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  sluice verify --socket-path /run/user/1000/disk.sock --seconds 60
+  sluice verify --kill 20
+
+Exit codes:
+  0  PASS
+  1  FAIL: the disk is wrong
+  2  wrong usage, or a disk that may be written only with --yes
+  3  no verdict: the check could not be carried out
+  4  no verdict: nobody serves a disk at the socket
+
+Files:
+  With --kill, a directory sluice-verify-* in --dir or else in $TMPDIR, removed at the end.
+
+Environment:
+  TMPDIR      where that directory is made
+  SLUICE_LOG  as --log")]
 pub struct Args {
     /// Socket of the disk: any vhost-user-blk back end.
     #[arg(long, value_name = "PATH", required_unless_present = "kills")]
@@ -76,10 +97,10 @@ pub struct Args {
     depth: u16,
 
     /// What to do when; a run says which one it used.
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=output::EXACT_MAX))]
     seed: Option<u64>,
 
-    /// Use only the first so many bytes of the disk.
+    /// Use only the first so many bytes of the disk; the verdict says how many of all it is about.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
     size_limit: u64,
 
@@ -102,7 +123,9 @@ struct Report {
     requests: u64,
     #[serde(flatten)]
     tally: Tally,
+    /// Of the part that was checked, from the start of the disk.
     size_bytes: u64,
+    disk_bytes: u64,
     queues: u16,
     depth: u16,
     packed: bool,
@@ -120,10 +143,10 @@ struct Report {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let seed = match args.seed {
         Some(seed) => seed,
-        None => random()?,
+        None => random()? & output::EXACT_MAX,
     };
     if !args.json {
-        println!("seed {seed}");
+        output::print(format!("seed {seed}\n"))?;
     }
     let mut victim = args.kill.start(args.queues, seed)?;
     let socket_path = match (&victim, &args.socket_path) {
@@ -131,12 +154,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, path) => path.clone().context("--socket-path is missing")?,
     };
     let connection = connect(&socket_path, args.packed)?;
-    ensure!(!connection.features().contains(BlkFeatures::RO), "the disk is read-only");
+    let usage = |text: &str| Fault::Usage(text.to_owned());
+    ensure!(!connection.features().contains(BlkFeatures::RO), usage("the disk is read-only"));
     let sectors = connection.capacity_sectors().min(args.size_limit / 512);
-    ensure!(sectors >= connection.block_sectors(), "the disk is smaller than one block");
-    ensure!(args.depth > 0, "a depth of at least 1 is needed");
+    ensure!(sectors >= connection.block_sectors(), usage("the disk is smaller than one block"));
+    ensure!(args.depth > 0, usage("a depth of at least 1 is needed"));
     let descriptors = (QUEUE_SIZE_MAX / args.depth).min(SEGMENTS_MAX + 3);
-    ensure!(descriptors >= 4, "a depth of at most {} is possible", QUEUE_SIZE_MAX / 4);
+    let deepest = QUEUE_SIZE_MAX / 4;
+    ensure!(descriptors >= 4, usage(&format!("a depth of at most {deepest} is possible")));
     let wish = Wish {
         queues: args.queues,
         depth: args.depth,
@@ -178,6 +203,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         requests: tally.requests(),
         tally,
         size_bytes: area.sectors * 512,
+        disk_bytes: guest.connection.capacity_sectors() * 512,
         queues: args.queues,
         depth: args.depth,
         packed: args.packed,
@@ -187,9 +213,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         violations,
     };
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        output::print_json(&report)?;
     } else {
-        print(&report);
+        output::print(report.to_string())?;
     }
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -322,26 +348,36 @@ fn progress(args: &Args) -> ProgressBar {
     }
 }
 
-fn print(report: &Report) {
-    let Report { tally, .. } = report;
-    println!(
-        "{} requests in {:.1} s over {} MiB: {} writes, {} reads, {} write-zeroes, {} discards, {} flushes; \
-         {} interrupts",
-        report.requests,
-        report.seconds,
-        report.size_bytes >> 20,
-        tally.writes,
-        tally.reads,
-        tally.zeroes,
-        tally.discards,
-        tally.flushes,
-        tally.interrupts,
-    );
-    if let Some(kills) = &report.kills {
-        println!("{kills}; {} reconnects", report.reconnects);
+//= spec/tools.md#TOOL-9
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tally, .. } = self;
+        writeln!(
+            f,
+            "{} requests in {:.1} s over {}: {} writes, {} reads, {} write-zeroes, {} discards, \
+             {} flushes; {} interrupts",
+            self.requests,
+            self.seconds,
+            show_size(self.size_bytes),
+            tally.writes,
+            tally.reads,
+            tally.zeroes,
+            tally.discards,
+            tally.flushes,
+            tally.interrupts,
+        )?;
+        if let Some(kills) = &self.kills {
+            writeln!(f, "{kills}; {} reconnects", self.reconnects)?;
+        }
+        for violation in &self.violations {
+            writeln!(f, "  {violation}")?;
+        }
+        let Self { verdict, seed, size_bytes, disk_bytes, .. } = self;
+        if size_bytes == disk_bytes {
+            writeln!(f, "{verdict} (seed {seed})")
+        } else {
+            let (part, all) = (show_size(*size_bytes), show_size(*disk_bytes));
+            writeln!(f, "{verdict} for the first {part} of {all} (seed {seed})")
+        }
     }
-    for violation in &report.violations {
-        println!("  {violation}");
-    }
-    println!("{} (seed {})", report.verdict, report.seed);
 }

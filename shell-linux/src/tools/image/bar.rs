@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output;
 use crate::size::show_size;
 
 /// Time between two lines where there is no terminal.
@@ -38,7 +39,7 @@ impl Bar {
         } else if self.said.get().elapsed() >= LINES {
             self.said.set(Instant::now());
             let percent = u128::from(done) * 100 / u128::from(all.max(1));
-            eprintln!("{} {percent} % of {}", self.what, show_size(all));
+            output::note(format!("{} {percent} % of {}", self.what, show_size(all)));
         }
     }
 

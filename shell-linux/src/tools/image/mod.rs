@@ -4,20 +4,41 @@ mod bar;
 mod show;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand};
 
 use self::bar::Bar;
 use self::show::Show;
 use crate::image::{Catalog, Fault, Format, Name, images_dir};
+use crate::output;
 use crate::size::parse_size;
+
+/// What all these commands have in common.
+const HELP: &str = "\
+Examples:
+  sluice image create root 20G
+  sluice image import debian.qcow2 root
+  sluice image list
+
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage, or something that wants to be confirmed
+  4  not found
+  5  in use, or there already
+
+Files:
+  DIR/NAME.raw           an image
+  DIR/NAME.raw.poisoned  says that a sync of it failed
+  DIR is $XDG_STATE_HOME/sluice/images or ~/.local/state/sluice/images.
+
+Environment:
+  XDG_STATE_HOME, HOME  where DIR is
+  SLUICE_LOG            as --log";
 
 /// Make, copy and look at images of the embedded store.
 #[derive(Clone, Debug, ClapArgs)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not found, 5 in use or there already."
-)]
+#[command(after_long_help = HELP)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -32,6 +53,7 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Make an image that reads as zeroes
+    #[command(after_long_help = HELP)]
     Create {
         name: Name,
         /// Its size, such as 10G
@@ -42,14 +64,18 @@ enum Command {
         reserve: bool,
     },
     /// List all images
+    #[command(after_long_help = HELP)]
     #[command(visible_alias = "ls")]
     List,
     /// Say all about one image
+    #[command(after_long_help = HELP)]
     Info { name: Name },
     /// Remove an image for good
+    #[command(after_long_help = HELP)]
     #[command(visible_alias = "rm")]
     Remove { name: Name },
     /// Change the size of an image
+    #[command(after_long_help = HELP)]
     Resize {
         name: Name,
         /// Its new size, such as 20G
@@ -60,6 +86,7 @@ enum Command {
         shrink: bool,
     },
     /// Make an image that shares the blocks of another
+    #[command(after_long_help = HELP)]
     Clone {
         /// The image there is
         src: Name,
@@ -70,6 +97,7 @@ enum Command {
         copy: bool,
     },
     /// Make an image of a file or block device
+    #[command(after_long_help = HELP)]
     Import {
         file: PathBuf,
         name: Name,
@@ -78,6 +106,7 @@ enum Command {
         format: Option<Format>,
     },
     /// Make a file of an image
+    #[command(after_long_help = HELP)]
     Export {
         name: Name,
         file: PathBuf,
@@ -89,6 +118,7 @@ enum Command {
         force: bool,
     },
     /// Trust an image again after a failed sync
+    #[command(after_long_help = HELP)]
     Repair {
         name: Name,
         /// What is on it has been checked
@@ -97,22 +127,18 @@ enum Command {
     },
 }
 
-/// Does it, and says why if it cannot.
-#[must_use]
-pub fn run(args: &Args) -> ExitCode {
-    match act(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("sluice: {fault}");
-            ExitCode::from(fault.exit_code())
-        }
-    }
+/// Does it.
+///
+/// # Errors
+/// When it cannot; a [`Fault`] says what a caller can do about it.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    Ok(act(args)?)
 }
 
 fn act(args: &Args) -> Result<(), Fault> {
     let catalog = Catalog::new(args.dir.clone());
     let show = Show::new(args.json);
-    let note = |text: String| eprintln!("sluice: {text}");
+    let note = |text: String| output::complain(text);
     match &args.command {
         Command::Create { name, size, reserve } => {
             show.one("made", &catalog.create(name, *size, *reserve)?)

@@ -1,12 +1,11 @@
 //! What the commands print.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::image::{About, Fault, Name};
+use crate::output;
 use crate::size::show_size;
 
 /// Prints text, or JSON.
@@ -32,7 +31,7 @@ impl Show {
             let mut text = format!(
                 "name      {}\nfile      {}\nsize      {} ({} bytes)\nallocated {}\n",
                 about.name,
-                about.path.display(),
+                output::path(&about.path),
                 show_size(about.bytes),
                 about.bytes,
                 show_size(about.allocated_bytes),
@@ -52,7 +51,7 @@ impl Show {
     pub(super) fn all(self, images: &[About], dir: &Path) -> Result<(), Fault> {
         self.print(&json!(images), || {
             if images.is_empty() {
-                return format!("no images in {}\n", dir.display());
+                return format!("no images in {}\n", output::path(dir));
             }
             let width = images.iter().map(|about| about.name.chars().count()).max();
             let width = width.unwrap_or(0).max(4);
@@ -74,7 +73,7 @@ impl Show {
     pub(super) fn exported(self, name: &Name, file: &Path, bytes: u64) -> Result<(), Fault> {
         let value = json!({ "name": name.as_str(), "file": file, "bytes": bytes });
         self.print(&value, || {
-            format!("wrote {name} ({}) to {}\n", show_size(bytes), file.display())
+            format!("wrote {name} ({}) to {}\n", show_size(bytes), output::path(file))
         })
     }
 
@@ -90,12 +89,8 @@ impl Show {
     }
 
     fn print(self, value: &Value, text: impl FnOnce() -> String) -> Result<(), Fault> {
-        let text = if self.json { format!("{value:#}\n") } else { text() };
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // Who stops reading has read enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            result => Ok(result.context("cannot print")?),
-        }
+        let text = if self.json { format!("{:#}\n", output::json(value)?) } else { text() };
+        Ok(output::print(text)?)
     }
 }
 
