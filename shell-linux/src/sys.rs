@@ -62,3 +62,54 @@ pub fn peer(socket: impl AsFd) -> io::Result<libc::ucred> {
 pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
     peer(socket).map(|peer| peer.uid)
 }
+
+/// What a descriptor's open file is to have of a range of a file's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteLock {
+    /// A lock that others may have too.
+    Shared,
+    /// A lock that nobody else has.
+    Exclusive,
+    /// None.
+    Released,
+}
+
+/// Locks `len` bytes from `start` on for the open file (`F_OFD_SETLK`), as long as it is open.
+///
+/// # Errors
+/// `EAGAIN` when somebody else's lock is in the way.
+pub fn lock_bytes(file: impl AsFd, how: ByteLock, start: u64, len: u64) -> io::Result<()> {
+    let kind = match how {
+        ByteLock::Shared => libc::F_RDLCK,
+        ByteLock::Exclusive => libc::F_WRLCK,
+        ByteLock::Released => libc::F_UNLCK,
+    };
+    byte_lock(file, libc::F_OFD_SETLK, kind, start, len).map(drop)
+}
+
+/// Whether another open file has a lock on one of `len` bytes from `start` on.
+///
+/// # Errors
+/// When the file system has no such locks.
+pub fn bytes_locked(file: impl AsFd, start: u64, len: u64) -> io::Result<bool> {
+    let found = byte_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, start, len)?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn byte_lock(
+    file: impl AsFd,
+    command: libc::c_int,
+    kind: libc::c_int,
+    start: u64,
+    len: u64,
+) -> io::Result<libc::flock> {
+    // SAFETY: all zeroes is a valid `flock`: numbers only.
+    let mut lock: libc::flock = unsafe { core::mem::zeroed() };
+    lock.l_type = libc::c_short::try_from(kind).expect("one of three small numbers");
+    lock.l_whence = libc::c_short::try_from(libc::SEEK_SET).expect("a small number");
+    lock.l_start = libc::off_t::try_from(start).map_err(io::Error::other)?;
+    lock.l_len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open, and `lock` lives until the call returns.
+    let done = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, &raw mut lock) };
+    if done == 0 { Ok(lock) } else { Err(io::Error::last_os_error()) }
+}

@@ -87,7 +87,7 @@ fn an_image_in_use_is_left_alone_and_its_holder_named() {
     let changes = || {
         [
             refused(images.remove(&a)),
-            refused(images.resize(&a, 2 * MIB, false)),
+            refused(images.resize(&a, MIB / 2, true)),
             refused(images.repair(&a)),
         ]
     };
@@ -112,6 +112,122 @@ fn an_image_in_use_is_left_alone_and_its_holder_named() {
     check(&changes());
     images.clone_image(&a, &name("b"), true, &quiet).unwrap();
     drop(reader);
+    images.remove(&a).unwrap();
+}
+
+/// A daemon that has it open may begin at any moment, and would go on with what is left.
+//= spec/store.md#STO-23
+//= spec/store.md#STO-17
+#[test]
+fn a_served_image_is_left_alone_before_its_first_io() {
+    let Room { images, dir } = &room();
+    let (a, b) = (name("a"), name("b"));
+    images.create(&a, MIB, false).unwrap();
+    images.create(&b, MIB, false).unwrap();
+    let path = images.path(&a);
+    let elsewhere = dir.path().join("a.img");
+    let serve = |read_only| {
+        Store::open(&path, OpenOptions { read_only, ..OpenOptions::default() }).unwrap()
+    };
+    let changes = || {
+        [
+            refused(images.remove(&a)),
+            refused(images.resize(&a, MIB / 2, true)),
+            refused(images.repair(&a)),
+            refused(images.export(&b, &path, Format::Raw, true, &quiet, &silent)),
+        ]
+    };
+    let reads = || {
+        [
+            refused(images.clone_image(&a, &name("c"), true, &quiet)),
+            refused(images.export(&a, &elsewhere, Format::Raw, false, &quiet, &silent)),
+            refused(images.import(&path, &name("c"), None, &quiet, &silent)),
+        ]
+    };
+    let check = |refusals: &[(u8, String)]| {
+        for (code, said) in refusals {
+            let pid = format!("process {}", std::process::id());
+            assert!(*code == 5 && said.contains(&pid), "{code} {said}");
+        }
+    };
+    // At a migration there are two.
+    let daemons = [serve(false), serve(false)];
+    check(&changes());
+    check(&reads());
+    assert_eq!(images.about(&a).unwrap().in_use.unwrap().pid, std::process::id());
+    drop(daemons);
+    let reader = serve(true);
+    check(&changes());
+    images.clone_image(&a, &name("c"), true, &quiet).unwrap();
+    images.import(&path, &name("d"), None, &quiet, &silent).unwrap();
+    drop(reader);
+    images.export(&b, &path, Format::Raw, true, &quiet, &silent).unwrap();
+    assert!(images.about(&a).unwrap().in_use.is_none());
+    images.remove(&a).unwrap();
+    assert_eq!(files(images.dir()), 3, "nothing is left of what was refused");
+}
+
+//= spec/store.md#STO-26
+#[test]
+fn a_served_image_grows_and_does_not_shrink() {
+    let Room { images, .. } = &room();
+    let a = name("a");
+    images.create(&a, MIB, false).unwrap();
+    for captured in [false, true] {
+        let mut store = Store::open(&images.path(&a), OpenOptions::default()).unwrap();
+        let watch = store.watch().unwrap().unwrap();
+        if captured {
+            assert!(matches!(store.capture(), Captured::Yes));
+        }
+        let bytes = images.about(&a).unwrap().bytes;
+        assert_eq!(images.resize(&a, bytes + MIB, false).unwrap().bytes, bytes + MIB);
+        let (code, said) = refused(images.resize(&a, bytes, true));
+        assert!(code == 5 && said.contains("in use"), "{said}");
+        assert_eq!(watch.look().count(), 1, "the daemon sees it");
+        assert!(matches!(store.capture(), Captured::Yes), "whenever it begins");
+    }
+    let command = std::fs::File::options().write(true).open(images.path(&a)).unwrap();
+    rustix::fs::flock(&command, rustix::fs::FlockOperation::LockShared).unwrap();
+    assert_eq!(refused(images.resize(&a, 64 * MIB, false)).0, 5, "no daemon, none that follows");
+}
+
+//= spec/store.md#STO-24
+#[test]
+fn commands_leave_images_alone_that_qemu_has() {
+    let Room { images, dir } = &room();
+    let a = name("a");
+    images.create(&a, MIB, false).unwrap();
+    let hold = |options: &[&str]| {
+        let mut qemu = std::process::Command::new("qemu-io")
+            .args(options)
+            .args(["-f", "raw"])
+            .arg(images.path(&a))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("qemu-utils are installed");
+        std::io::Write::write_all(qemu.stdin.as_mut().unwrap(), b"length\n").unwrap();
+        std::io::Read::read_exact(qemu.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        qemu
+    };
+    let elsewhere = dir.path().join("a.img");
+    let mut writer = hold(&[]);
+    for (code, said) in [
+        refused(images.remove(&a)),
+        refused(images.resize(&a, 2 * MIB, false)),
+        refused(images.clone_image(&a, &name("b"), true, &quiet)),
+        refused(images.export(&a, &elsewhere, Format::Raw, false, &quiet, &silent)),
+        refused(images.import(&images.path(&a), &name("b"), None, &quiet, &silent)),
+    ] {
+        assert!(code == 5 && said.contains("qemu-io"), "{said}");
+    }
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let mut reader = hold(&["-r"]);
+    images.export(&a, &elsewhere, Format::Raw, false, &quiet, &silent).unwrap();
+    assert_eq!(refused(images.remove(&a)).0, 5);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
     images.remove(&a).unwrap();
 }
 

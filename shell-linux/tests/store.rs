@@ -14,5 +14,9 @@ mod kit;
 mod lock;
 #[path = "store/poison.rs"]
 mod poison;
+#[path = "store/qemu.rs"]
+mod qemu;
 #[path = "store/room.rs"]
 mod room;
+#[path = "store/watch.rs"]
+mod watch;

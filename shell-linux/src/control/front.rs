@@ -13,6 +13,7 @@ use super::disk::Disk;
 use super::look;
 use crate::mailbox::Message;
 use crate::parking::{Found, Parked, Place};
+use crate::store::Change;
 
 /// How long a listener that cannot accept is left alone.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -185,13 +186,18 @@ impl<'e> Front<'e> {
         self.disk.image.is_some() && matches!(self.client, Client::Connected(..))
     }
 
-    /// Looks whether the image's file has another size than the last time it was looked at.
+    /// Looks what has become of the image's file since it was looked at last.
     pub(super) fn look_at_image(&self) {
-        if self.has_image()
-            && let Some(bytes) = self.disk.new_size()
-        {
-            tracing::info!(disk = %self.disk.name, bytes, "the image has another size");
-            self.disk.end.send(Message::Resized(self.disk.device, bytes));
+        let Some(image) = self.disk.image.as_ref().filter(|_| self.has_image()) else { return };
+        for change in image.look() {
+            if !change.is_grave() {
+                tracing::info!(disk = %self.disk.name, "{change}");
+            } else if self.disk.quiet.allows() {
+                tracing::warn!(disk = %self.disk.name, "{change}");
+            }
+            if let Change::Size { to, .. } = change {
+                self.disk.end.send(Message::Resized(self.disk.device, to));
+            }
         }
     }
 

@@ -15,10 +15,9 @@ mod messages;
 mod remedy;
 mod sys;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -31,6 +30,7 @@ use self::disk::Disk;
 use self::front::Front;
 use crate::mailbox::{Bell, ControlEnd, News};
 use crate::parking::Place;
+use crate::store::Watch;
 
 /// A disk and the way to it.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub struct Served {
     pub socket: Socket,
     /// Where its front end is parked.
     pub parking: Option<Place>,
-    /// The file whose size is the disk's, and the size that the disk was opened with.
-    pub image: Option<(PathBuf, u64)>,
+    /// The file whose size is the disk's.
+    pub image: Option<Watch>,
 }
 
 /// Where a front end comes from.
@@ -58,7 +58,7 @@ pub enum Socket {
     Connected(UnixStream),
 }
 
-/// How often it is looked whether an image has another size.
+/// How often it is looked what has become of an image's file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What may be chosen.
@@ -111,7 +111,7 @@ pub fn run(
             name: name.clone(),
             end,
             tracked: options.tracked,
-            image: image.map(|(path, bytes)| (path, Cell::new(bytes))),
+            image,
             parked: RefCell::default(),
         };
         let mut front = Front::new(shard, disk, listener);
@@ -172,7 +172,7 @@ struct Loop<'e> {
     /// Which fronts have their turn.
     again: Vec<bool>,
     patience: Duration,
-    /// When the sizes of images are looked at next.
+    /// When the files of images are looked at next.
     look_due: Instant,
 }
 

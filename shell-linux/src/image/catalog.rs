@@ -9,12 +9,13 @@ use anyhow::Context;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::Serialize;
 
-use super::claim::{Use, absent, claim};
+use super::claim::{absent, claim};
 use super::fault::Fault;
 use super::name::Name;
 use super::new::NewFile;
 use crate::size::show_size;
-use crate::store::{Holder, marker};
+use crate::store::lock::Access;
+use crate::store::{Holder, bytes, marker};
 
 /// A directory of images.
 #[derive(Clone, Debug)]
@@ -126,7 +127,7 @@ impl Catalog {
     /// When there is none, or it is in use.
     pub fn remove(&self, name: &Name) -> Result<(), Fault> {
         let path = self.path(name);
-        let _claim = claim(&path, name, Use::Change)?;
+        let _claim = claim(&path, name, Access::Change)?;
         let removing = || format!("cannot remove {}", path.display());
         remove_file(&path).with_context(removing)?;
         // The mark goes last: an image never loses it first.
@@ -134,15 +135,20 @@ impl Catalog {
         Ok(marker::sync_directory(&path).with_context(removing)?)
     }
 
-    /// Changes the size of an image that nobody uses.
+    /// Changes the size of an image that nobody uses. One that a daemon serves can grow: the
+    /// daemon follows it.
     ///
     /// # Errors
     /// When it would lose bytes and `shrink` does not allow that, and as for
     /// [`remove`](Self::remove).
+    //= spec/store.md#STO-26
     pub fn resize(&self, name: &Name, bytes: u64, shrink: bool) -> Result<About, Fault> {
         check_size(bytes)?;
         let path = self.path(name);
-        let file = claim(&path, name, Use::Change)?;
+        let file = match claim(&path, name, Access::Change) {
+            Err(in_use @ Fault::Taken(_)) => growing(&path, bytes).ok_or(in_use)?,
+            claimed => claimed?,
+        };
         let looking = || format!("cannot resize {}", path.display());
         let old = file.metadata().with_context(looking)?.len();
         if bytes < old && !shrink {
@@ -165,14 +171,14 @@ impl Catalog {
     /// As for [`remove`](Self::remove).
     pub fn repair(&self, name: &Name) -> Result<bool, Fault> {
         let path = self.path(name);
-        let _claim = claim(&path, name, Use::Change)?;
+        let _claim = claim(&path, name, Access::Change)?;
         Ok(marker::clear(&path)?)
     }
 
     /// Takes an image for reading: the file, its size, and whether it is poisoned.
     pub(super) fn source(&self, name: &Name) -> Result<(File, u64, bool), Fault> {
         let path = self.path(name);
-        let file = claim(&path, name, Use::Read)?;
+        let file = claim(&path, name, Access::Copy)?;
         let bytes = file.metadata().with_context(|| format!("image {name}"))?.len();
         Ok((file, bytes, marker::is_there(&path)))
     }
@@ -207,6 +213,13 @@ impl Catalog {
         new.publish(&target, false)?;
         self.about(name)
     }
+}
+
+/// A served image that may grow to this size, and that nobody else makes grow meanwhile.
+fn growing(path: &Path, bytes: u64) -> Option<File> {
+    let file = File::options().read(true).write(true).open(path).ok()?;
+    let grows = bytes::is_served(&file) && bytes::size_alone(&file);
+    (grows && file.metadata().ok()?.len() <= bytes).then_some(file)
 }
 
 /// What a disk can have.

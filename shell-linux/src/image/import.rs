@@ -2,18 +2,20 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
 use super::catalog::{About, Catalog};
+use super::claim::claim_path;
 use super::copy::copy;
 use super::fault::Fault;
 use super::name::Name;
 use super::new::NewFile;
 use super::{Progress, qemu_img};
+use crate::store::lock::Access;
 
 /// How a file holds the bytes of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -82,12 +84,7 @@ impl Catalog {
         note: &dyn Fn(String),
     ) -> Result<About, Fault> {
         let shown = from.display();
-        let mut file = match File::open(from) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(Fault::NotFound(format!("there is no file {shown}")));
-            }
-            result => result.with_context(|| format!("cannot read {shown}"))?,
-        };
+        let mut file = claim_path(from, Access::Copy)?;
         let bytes =
             file.seek(SeekFrom::End(0)).with_context(|| format!("cannot measure {shown}"))?;
         let format = format.unwrap_or_else(|| Format::of(&file));
@@ -148,7 +145,7 @@ impl Catalog {
             _ => {}
         }
         let into = std::path::absolute(into).with_context(|| shown.to_string())?;
-        let new = NewFile::beside(&into)?;
+        let new = if replace { NewFile::instead_of(&into)? } else { NewFile::beside(&into)? };
         if format == Format::Raw {
             copy(&file, &new.file, bytes, progress)
                 .with_context(|| format!("cannot write {shown}"))?;

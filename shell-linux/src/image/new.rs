@@ -9,7 +9,9 @@ use anyhow::Context;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
+use super::claim::claim_path;
 use super::fault::Fault;
+use crate::store::lock::Access;
 use crate::store::marker;
 
 /// Ends the names of files in the making, and of no others.
@@ -21,6 +23,8 @@ pub(super) struct NewFile {
     pub(super) file: File,
     path: PathBuf,
     published: bool,
+    /// What it takes the place of, kept from everybody else until then.
+    replaced: Option<File>,
 }
 
 impl NewFile {
@@ -38,7 +42,7 @@ impl NewFile {
                 .create_new(true)
                 .open(&path)
                 .with_context(|| format!("cannot write in {}", dir.display()))?;
-            let this = Self { file, path, published: false };
+            let this = Self { file, path, published: false, replaced: None };
             this.file.set_permissions(Permissions::from_mode(0o600))?;
             // Tells those who sweep that somebody works on it; one of them may have been faster.
             flock(&this.file, FlockOperation::LockExclusive)?;
@@ -46,6 +50,19 @@ impl NewFile {
                 return Ok(this);
             }
         }
+    }
+
+    /// The same for one that may take the place of a file: of one that nobody uses, who would go
+    /// on with a file that nobody can reach.
+    //= spec/store.md#STO-17
+    pub(super) fn instead_of(target: &Path) -> Result<Self, Fault> {
+        let replaced = match claim_path(target, Access::Change) {
+            Err(Fault::NotFound(_)) => None,
+            claimed => Some(claimed?),
+        };
+        let mut this = Self::beside(target)?;
+        this.replaced = replaced;
+        Ok(this)
     }
 
     /// Where it is for now, for other programs.

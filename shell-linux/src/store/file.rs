@@ -16,11 +16,13 @@ use super::align::Alignment;
 use super::counters::{Counters, Failures};
 use super::engine::Engine;
 use super::ground::Ground;
-use super::lock::{self, Captured};
+use super::holder::{Holder, Lock};
+use super::lock::{self, Access, Captured, Obstacle};
 use super::options::OpenOptions;
 use super::syncs::Syncs;
+use super::watch::Watch;
 use super::work::failure;
-use super::{marker, probe};
+use super::{bytes, marker, probe};
 use crate::mapping::Mappings;
 
 /// A raw file and the engine that serves it.
@@ -33,6 +35,8 @@ pub struct FileStore {
     engine: Engine,
     syncs: Syncs,
     captured: bool,
+    /// Who was in the way of the last try to take it.
+    waited_for: Option<Option<Holder>>,
     /// To be given up when the last operation has ended.
     leaving: bool,
     /// A sync failed: what modifies fails from then on, whatever the caller does.
@@ -71,6 +75,7 @@ impl FileStore {
             "{shown} has {bytes} bytes, no multiple of its logical block of {block}: resize it"
         );
         let (file, way) = probe::open_best(&path, file, options, bytes)?;
+        bytes::serve(&file, options.read_only);
         let discard = !options.read_only && probe::can_punch(&file, bytes);
         let config = ImageConfig {
             backing: Backing::Store,
@@ -95,6 +100,7 @@ impl FileStore {
             engine,
             syncs: Syncs::default(),
             captured: false,
+            waited_for: None,
             leaving: false,
             sync_failed: false,
             underway: 0,
@@ -104,6 +110,10 @@ impl FileStore {
 
     pub(super) const fn config(&self) -> ImageConfig {
         self.config
+    }
+
+    pub(super) fn watch(&self) -> std::io::Result<Watch> {
+        Watch::new(&self.engine.ground().file, &self.path, self.bytes)
     }
 
     /// The file has another size; `false` when that is none for an image, and the old one stays.
@@ -191,9 +201,9 @@ impl FileStore {
             return Captured::Yes;
         }
         let file = &self.engine.ground().file;
-        match lock::take(file, self.config.read_only) {
-            Captured::Yes => {}
-            other => return other,
+        if let Err(obstacle) = lock::take(file, Access::Serve { read_only: self.config.read_only })
+        {
+            return obstacle.explain(file);
         }
         if let Err(error) = self.unchanged() {
             lock::give_back(&self.engine.ground().file);
@@ -201,6 +211,21 @@ impl FileStore {
         }
         self.captured = true;
         Captured::Yes
+    }
+
+    /// Who is in the way. For the holder of a byte every process has to be asked, which is done
+    /// once as long as that one is there.
+    fn explain(&mut self, obstacle: Obstacle) -> Captured {
+        if let (Obstacle::Lock(Lock::Byte(_)), Some(by)) = (obstacle, &self.waited_for)
+            && by.as_ref().is_none_or(Holder::is_there)
+        {
+            return Captured::Held { by: by.clone(), alive: true };
+        }
+        let captured = obstacle.explain(&self.engine.ground().file);
+        if let Captured::Held { by, .. } = &captured {
+            self.waited_for = Some(by.clone());
+        }
+        captured
     }
 
     /// Whether the image is what was opened, perhaps long before it could be taken.
@@ -211,8 +236,9 @@ impl FileStore {
         let there = std::fs::metadata(&self.path).with_context(|| format!("{path} is gone"))?;
         let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
         ensure!(same, "{path} has been replaced since it was opened: attach it again");
+        // One that has grown is followed.
         ensure!(
-            ours.len() == self.bytes,
+            ours.len() >= self.bytes,
             "{path} had {} bytes when it was opened and has {} now: attach it again",
             self.bytes,
             ours.len()

@@ -2,10 +2,14 @@
 
 use std::fmt;
 use std::fs::{File, Metadata, read, read_dir, read_to_string};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use rustix::fs::{major, minor};
 use serde::Serialize;
+
+use super::bytes;
 
 /// A process that holds, or held, the lock of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,22 +22,46 @@ pub struct Holder {
     pub alive: bool,
 }
 
+/// A lock on an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// flock(2).
+    Whole,
+    /// A lock on this byte.
+    Byte(u64),
+    /// A lock on any byte that says something of an image.
+    AnyByte,
+}
+
 impl Holder {
-    /// Who holds an flock(2) on this file; `None` when that cannot be seen from here, as from
+    /// Who else holds a lock on this file; `None` when that cannot be seen from here, as from
     /// another pid namespace.
-    pub(crate) fn find(file: &File) -> Option<Self> {
+    pub(super) fn find(file: &File, lock: Lock) -> Option<Self> {
         let place = place_of(&file.metadata().ok()?);
-        let taker = taker(&place);
+        let taker = taker(&place, lock);
         if taker.as_ref().is_some_and(|taker| taker.alive) {
             return taker;
         }
         // A lock belongs to the open file. Whoever inherited that holds it now.
-        heirs(&place).into_iter().map(Self::of).find(|heir| heir.alive).or(taker)
+        let ours = Some((std::process::id(), file.as_raw_fd()));
+        heirs(&place, lock, ours).find(|heir| heir.alive).or(taker)
     }
 
-    /// Who took an flock(2) on this file, without asking every process for it.
+    /// Who has a file locked; every process is asked only when somebody has.
+    //= spec/store.md#STO-23
     pub(crate) fn seen(about: &Metadata) -> Option<Self> {
-        taker(&place_of(about))
+        let place = place_of(about);
+        if let Some(taker) = taker(&place, Lock::Whole) {
+            return Some(taker);
+        }
+        let table = read_to_string("/proc/locks").unwrap_or_default();
+        let any = table.lines().any(|line| holder_in(line, &place, Lock::AnyByte).is_some());
+        any.then(|| heirs(&place, Lock::AnyByte, None).next()).flatten()
+    }
+
+    /// Whether there is a process of its number.
+    pub(super) fn is_there(&self) -> bool {
+        Path::new(&format!("/proc/{}", self.pid)).exists()
     }
 
     fn of(pid: u32) -> Self {
@@ -61,36 +89,49 @@ fn place_of(about: &Metadata) -> String {
     format!("{:02x}:{:02x}:{number}", major(device), minor(device))
 }
 
-fn taker(place: &str) -> Option<Holder> {
+fn taker(place: &str, lock: Lock) -> Option<Holder> {
     let locks = read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| holder_in(line, place)).map(Holder::of)
+    let mut takers = locks.lines().filter_map(|line| holder_in(line, place, lock));
+    // A lock of an open file is nobody's by number.
+    takers.find_map(|taker| u32::try_from(taker).ok()).map(Holder::of)
 }
 
-/// The process that a line of /proc/locks names as the taker of an flock at `place`. Lines of
-/// those who wait have an arrow in the second column.
-fn holder_in(line: &str, place: &str) -> Option<u32> {
+/// The process that a line of /proc/locks names as the taker of a lock at `place`, or -1. Lines
+/// of those who wait have an arrow in the second column.
+fn holder_in(line: &str, place: &str, lock: Lock) -> Option<i32> {
     let mut words = line.split_ascii_whitespace().skip(1);
-    if words.next()? != "FLOCK" {
+    let kind = words.next()?;
+    let pid = words.nth(2)?.parse().ok()?;
+    if words.next()? != place {
         return None;
     }
-    let pid = words.nth(2)?;
-    (words.next()? == place).then(|| pid.parse().ok()).flatten()
+    let start = words.next()?.parse().ok()?;
+    let end = words.next()?.parse().unwrap_or(u64::MAX);
+    let meant = match lock {
+        Lock::Whole => kind == "FLOCK",
+        Lock::Byte(at) => kind != "FLOCK" && (start..=end).contains(&at),
+        Lock::AnyByte => kind != "FLOCK" && bytes::names(start),
+    };
+    meant.then_some(pid)
 }
 
-/// Processes with an open file that the lock at `place` belongs to.
-fn heirs(place: &str) -> Vec<u32> {
+/// Processes with an open file that such a lock at `place` belongs to, except this descriptor.
+fn heirs(place: &str, lock: Lock, but: Option<(u32, i32)>) -> impl Iterator<Item = Holder> {
     let numbered = |path: &str| {
         let entries = read_dir(path).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
     };
-    let holds = |pid: u32| {
+    let holds = move |pid: u32| {
         numbered(&format!("/proc/{pid}/fdinfo")).any(|fd| {
+            if but.is_some_and(|but| but == (pid, i32::try_from(fd).unwrap_or(-1))) {
+                return false;
+            }
             let info = read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
             let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
-            locks.any(|lock| holder_in(lock.trim_start(), place).is_some())
+            locks.any(|line| holder_in(line.trim_start(), place, lock).is_some())
         })
     };
-    numbered("/proc").filter(|&pid| holds(pid)).collect()
+    numbered("/proc").filter(move |&pid| holds(pid)).map(Holder::of)
 }
 
 /// Whether a process has been killed: it is a zombie, has begun to exit, or has a SIGKILL that
@@ -119,17 +160,21 @@ mod tests {
     fn lines_of_the_lock_table_are_told_apart() {
         let place = "fd:00:1234";
         let cases = [
-            ("1: FLOCK  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", Some(4711)),
-            ("1: FLOCK  ADVISORY  READ 4711 fd:00:1234 0 EOF", Some(4711)),
-            ("1: -> FLOCK  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", None),
-            ("1: POSIX  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", None),
-            ("1: FLOCK  ADVISORY  WRITE 4711 fd:00:12345 0 EOF", None),
-            ("1: FLOCK  ADVISORY  WRITE -1 fd:00:1234 0 EOF", None),
-            ("1: FLOCK", None),
-            ("", None),
+            ("1: FLOCK  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", [Some(4711), None, None]),
+            ("1: FLOCK  ADVISORY  READ 4711 fd:00:1234 0 EOF", [Some(4711), None, None]),
+            ("1: -> FLOCK  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", [None; 3]),
+            ("1: POSIX  ADVISORY  WRITE 4711 fd:00:1234 0 EOF", [None, Some(4711), None]),
+            ("1: OFDLCK ADVISORY  READ -1 fd:00:1234 100 101", [None, Some(-1), Some(-1)]),
+            ("1: OFDLCK ADVISORY  READ -1 fd:00:1234 201 201", [None, None, Some(-1)]),
+            ("1: OFDLCK ADVISORY  READ -1 fd:00:1234 1 50", [None; 3]),
+            ("1: FLOCK  ADVISORY  WRITE 4711 fd:00:12345 0 EOF", [None; 3]),
+            ("1: FLOCK  ADVISORY  WRITE -1 fd:00:1234 0 EOF", [Some(-1), None, None]),
+            ("1: FLOCK", [None; 3]),
+            ("", [None; 3]),
         ];
-        for (line, pid) in cases {
-            assert_eq!(holder_in(line, place), pid, "{line}");
+        for (line, pids) in cases {
+            let locks = [Lock::Whole, Lock::Byte(101), Lock::AnyByte];
+            assert_eq!(locks.map(|lock| holder_in(line, place, lock)), pids, "{line}");
         }
     }
 

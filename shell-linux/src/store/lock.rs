@@ -1,7 +1,8 @@
 //! Taking an image for this host: flock(2) on the very descriptor that does the I/O.
 //!
 //! The lock belongs to the open file, and so does every request in the kernel: it outlives a
-//! killed process for exactly as long as a write of that process can still land.
+//! killed process for exactly as long as a write of that process can still land. Beside it,
+//! [`bytes`] tells what QEMU's programs look for, and what is served before its first I/O.
 
 use std::fmt;
 use std::fs::File;
@@ -10,7 +11,25 @@ use anyhow::anyhow;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::holder::Holder;
+use super::bytes;
+use super::holder::{Holder, Lock};
+
+/// Who wants an image, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// A daemon that serves it, and has said so.
+    Serve { read_only: bool },
+    /// A command that reads it.
+    Copy,
+    /// A command that changes, replaces or removes it.
+    Change,
+}
+
+impl Access {
+    pub(super) const fn writes(self) -> bool {
+        matches!(self, Self::Serve { read_only: false } | Self::Change)
+    }
+}
 
 /// What came of trying to take an image.
 #[derive(Debug)]
@@ -47,30 +66,54 @@ impl fmt::Display for Captured {
     }
 }
 
-/// Takes the lock, or says who has it.
-//= spec/store.md#STO-11
-pub(crate) fn take(file: &File, shared: bool) -> Captured {
-    let operation = if shared {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    loop {
-        match flock(file, operation) {
-            Ok(()) => return Captured::Yes,
-            Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let by = Holder::find(file);
+/// Why an image cannot be taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Obstacle {
+    /// Somebody's lock.
+    Lock(Lock),
+    /// The file cannot be locked.
+    Failed(Errno),
+}
+
+impl Obstacle {
+    /// The same with the one who is in the way, who may have to be looked for everywhere.
+    pub(crate) fn explain(self, file: &File) -> Captured {
+        match self {
+            Self::Lock(lock) => {
+                let by = Holder::find(file, lock);
                 let alive = by.as_ref().is_none_or(|holder| holder.alive);
-                return Captured::Held { by, alive };
+                Captured::Held { by, alive }
             }
-            Err(errno) => return Captured::Failed(anyhow!("cannot lock the image: {errno}")),
+            Self::Failed(errno) => Captured::Failed(anyhow!("cannot lock the image: {errno}")),
         }
     }
 }
 
-/// Gives the lock back.
+/// Takes the image.
+//= spec/store.md#STO-11
+pub(crate) fn take(file: &File, access: Access) -> Result<(), Obstacle> {
+    let operation = if access.writes() {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    loop {
+        match flock(file, operation) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => return Err(Obstacle::Lock(Lock::Whole)),
+            Err(errno) => return Err(Obstacle::Failed(errno)),
+        }
+    }
+    bytes::take(file, access).map_err(|taken| {
+        give_back(file);
+        Obstacle::Lock(Lock::Byte(taken))
+    })
+}
+
+/// Gives the image back. What says that it is served stays.
 pub(crate) fn give_back(file: &File) {
+    bytes::give_back(file);
     // The only error there is says that there was no lock.
     let _ = flock(file, FlockOperation::Unlock);
 }

@@ -10,6 +10,7 @@
 
 mod align;
 mod aside;
+pub(crate) mod bytes;
 mod counters;
 mod delayed;
 mod engine;
@@ -22,11 +23,12 @@ pub mod marker;
 mod memory;
 mod null;
 mod options;
-mod probe;
+pub(crate) mod probe;
 mod syncs;
 mod threads;
 mod uring;
 mod vector;
+mod watch;
 mod work;
 
 use std::fmt;
@@ -45,6 +47,7 @@ pub use lock::Captured;
 pub use memory::Memory;
 pub use null::Null;
 pub use options::{EngineKind, OpenOptions};
+pub use watch::{Change, Watch};
 
 use crate::mapping::Mappings;
 
@@ -167,6 +170,18 @@ impl Store {
             Self::File(file) => file.capture(),
             Self::Delayed(delayed) => delayed.store.capture(),
             Self::Null(_) | Self::Memory(_) => Captured::Yes,
+        }
+    }
+
+    /// The image's file, for whoever looks at what becomes of it; `None` where there is none.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn watch(&self) -> std::io::Result<Option<Watch>> {
+        match self {
+            Self::File(file) => file.watch().map(Some),
+            Self::Delayed(delayed) => delayed.store.watch(),
+            Self::Null(_) | Self::Memory(_) => Ok(None),
         }
     }
 

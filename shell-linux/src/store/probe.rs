@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use rustix::fs::{FallocateFlags, fallocate, fstatfs};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 
 use super::align::Alignment;
@@ -28,6 +28,12 @@ pub(super) fn best_engine(file: &File) -> EngineKind {
         Some(FUSE) => EngineKind::Threads,
         _ => EngineKind::Uring,
     }
+}
+
+/// Bytes of a file or block device, which has them at its end only.
+pub(crate) fn size_of(file: &File) -> std::io::Result<u64> {
+    let about = file.metadata()?;
+    if about.is_file() { Ok(about.len()) } else { Ok(seek(file, SeekFrom::End(0))?) }
 }
 
 fn kind_of(file: &File) -> Option<i64> {

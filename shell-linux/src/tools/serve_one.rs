@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use sluice_core::device::DeviceId;
-use sluice_core::limits::{QUEUES_PER_DEVICE_MAX, SECTOR_BYTES};
+use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
 use crate::control::{self, Options, Served, Socket};
 use crate::mailbox::{Bell, Message, mailbox};
@@ -265,8 +265,8 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     }
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
-    let bytes =
-        disks.first().map_or(0, |disk: &Disk| disk.store.config().capacity_sectors * SECTOR_BYTES);
+    let images =
+        disks.iter().map(|disk: &Disk| disk.store.watch()).collect::<Result<Vec<_>, _>>()?;
     let Sockets { named, paths: _paths } = args.sockets()?;
     let (control_end, shard_end) = mailbox()?;
     let stop = Bell::new()?;
@@ -274,9 +274,8 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let shard = spawn("shard-0", move || shard_loop::run(disks, shard_options, &shard_end))?;
     let mut parking = Parking::open(args.park, args.socket_path.as_deref())?;
     let mut served = Vec::new();
-    for (n, (name, socket)) in (0..).zip(named) {
+    for ((n, (name, socket)), image) in (0..).zip(named).zip(images) {
         let parking = parking.as_mut().map(|parking| parking.place(n));
-        let image = args.source.blk_file.clone().map(|path| (path, bytes));
         served.push(Served { device: DeviceId(n), shard: 0, name, socket, parking, image });
     }
     if let Some(parking) = &mut parking {
