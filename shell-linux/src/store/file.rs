@@ -201,10 +201,11 @@ impl FileStore {
             return Captured::Yes;
         }
         let file = &self.engine.ground().file;
-        if let Err(obstacle) = lock::take(file, Access::Serve { read_only: self.config.read_only })
-        {
-            return obstacle.explain(file);
+        let access = Access::Serve { read_only: self.config.read_only };
+        if let Err(obstacle) = lock::take(file, access) {
+            return self.explain(obstacle);
         }
+        self.waited_for = None;
         if let Err(error) = self.unchanged() {
             lock::give_back(&self.engine.ground().file);
             return Captured::Failed(error);
