@@ -190,10 +190,10 @@ impl<'e> Front<'e> {
     pub(super) fn look_at_image(&self) {
         let Some(image) = self.disk.image.as_ref().filter(|_| self.has_image()) else { return };
         for change in image.look() {
-            if !change.is_grave() {
-                tracing::info!(disk = %self.disk.name, "{change}");
-            } else if self.disk.quiet.allows() {
+            if change.is_grave() {
                 tracing::warn!(disk = %self.disk.name, "{change}");
+            } else {
+                tracing::info!(disk = %self.disk.name, "{change}");
             }
             if let Change::Size { to, .. } = change {
                 self.disk.end.send(Message::Resized(self.disk.device, to));
