@@ -11,6 +11,9 @@ use crate::virtqueue::QueueFault;
 pub enum TraceEvent {
     /// A queue began to be served.
     QueueStarted(QueueId),
+    /// A queue is served without a record of what is under way, though one was agreed upon: there
+    /// is no inflight region, or no room in it.
+    Unrecorded(QueueId),
     /// A queue has drained and stopped.
     QueueStopped(QueueId),
     /// A queue is no longer served because its driver broke it.

@@ -177,7 +177,7 @@ fn b26_only_the_switch_is_written_and_only_where_it_was_negotiated() {
     assert!(BlkFeatures::offered(&image).contains(BlkFeatures::CONFIG_WCE));
     let read_only = BlkFeatures::offered(&ImageConfig { read_only: true, ..image });
     assert!(!read_only.contains(BlkFeatures::CONFIG_WCE));
-    assert_eq!(BlkConfig::new(&image).writeback, 1);
+    assert_eq!(BlkConfig::new(&image, 1).writeback, 1);
     rig.control(ControlEvent::GetVringBase { index: 0 });
     rig.control(ControlEvent::SetFeatures(setup(BlkFeatures::FLUSH).features.bits()));
     assert_eq!(rig.control(choose(0)), refused);

@@ -293,9 +293,9 @@ fn b25_the_configuration_space_says_what_the_image_can() {
     assert!(offered.contains(BlkFeatures::RO) && !offered.intersects(writing));
     assert_eq!(all.bits() & 1 << 1, 0, "SIZE_MAX would cap segments");
 
-    let config = BlkConfig::new(&ImageConfig { block_bytes: 4096, ..image });
+    let config = BlkConfig::new(&ImageConfig { block_bytes: 4096, ..image }, 3);
     assert_eq!((config.capacity.get(), config.blk_size.get()), (4096, 4096));
-    assert_eq!((config.seg_max.get(), config.num_queues.get()), (126, 128));
+    assert_eq!((config.seg_max.get(), config.num_queues.get()), (126, 3));
     assert_eq!((config.max_discard_seg.get(), config.max_discard_sectors.get()), (16, 1 << 21));
     let (mut long, mut other, mut tail) = ([0xff; 256], [0xff; 256], [0xff; 8]);
     config.read(0, &mut long);
@@ -307,6 +307,20 @@ fn b25_the_configuration_space_says_what_the_image_can() {
     assert_eq!(tail[2..], [0; 6]);
     config.read(u32::MAX, &mut tail);
     assert_eq!(tail, [0; 8]);
+}
+
+//= spec/blk.md#BLK-12
+#[test]
+fn the_configuration_space_has_the_queues_that_the_device_has() {
+    rig!(rig, Setup::default());
+    let Some(ControlReply::Value(queues)) = rig.control(E::GetQueueNum) else {
+        panic!("a number");
+    };
+    let Some(ControlReply::Config(config)) = rig.control(E::GetConfig { offset: 0, size: 60 })
+    else {
+        panic!("a space");
+    };
+    assert_eq!((u64::from(config.num_queues.get()), queues), (2, 2));
 }
 
 //= spec/limits.md#LIM-2
@@ -333,7 +347,7 @@ fn another_size_is_told_and_kept_to() {
     rig.input(Input::Resized(image, 8192));
     rig.input(Input::Resized(image, 8192));
     assert_eq!(rig.config_changes, 2, "told once");
-    let config = BlkConfig::new(&rig.shard.image(image).config);
+    let config = BlkConfig::new(&rig.shard.image(image).config, 2);
     assert_eq!(config.capacity.get(), 8192);
     // The last sector of the new size, and the first behind it.
     for (sector, status) in [(8191, Status::Ok), (8192, Status::IoErr)] {

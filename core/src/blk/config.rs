@@ -5,7 +5,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::image::ImageConfig;
-use crate::limits::{QUEUES_PER_DEVICE_MAX, RANGE_SECTORS_MAX, RANGES_MAX_U32, SEGMENTS_DATA_MAX};
+use crate::limits::{RANGE_SECTORS_MAX, RANGES_MAX_U32, SEGMENTS_DATA_MAX};
 
 bitflags! {
     /// Feature bits of virtio-blk and of the transport under it (virtio 1.2, sections 5.2.3
@@ -126,10 +126,10 @@ const CONFIG_BASE: u32 = 0x100;
 const PHYSICAL_BLOCK_BYTES: u32 = 4096;
 
 impl BlkConfig {
-    /// The configuration space of a device on this image.
+    /// The configuration space of a device of so many queues on this image.
     //= spec/blk.md#BLK-12
     #[must_use]
-    pub fn new(image: &ImageConfig) -> Self {
+    pub fn new(image: &ImageConfig, queues: u16) -> Self {
         let physical = (PHYSICAL_BLOCK_BYTES / image.block_bytes).max(1);
         let mut config = Self::new_zeroed();
         config.capacity = U64::new(image.capacity_sectors);
@@ -138,7 +138,7 @@ impl BlkConfig {
         config.physical_block_exp = u8::try_from(physical.trailing_zeros()).unwrap_or(0);
         config.min_io_size = U16::new(u16::try_from(physical).unwrap_or(1));
         config.writeback = 1;
-        config.num_queues = U16::new(QUEUES_PER_DEVICE_MAX);
+        config.num_queues = U16::new(queues);
         if image.discard {
             config.max_discard_sectors = U32::new(RANGE_SECTORS_MAX);
             config.max_discard_seg = U32::new(RANGES_MAX_U32);

@@ -15,7 +15,6 @@ pub(crate) use area::InflightArea;
 use crate::blk::config::{BlkConfig, BlkFeatures};
 use crate::dirty::DirtyLog;
 use crate::image::{ImageConfig, ImageId};
-use crate::inflight;
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
 use crate::memory::{MemoryMap, Region, find_user};
 use crate::time::Instant;
@@ -309,31 +308,27 @@ impl Device {
                 }
                 Ok(Step::SetLog(DirtyLog { region, bytes }))
             }
-            // Rings of either format find room in it, whichever is agreed upon in the end.
-            E::GetInflight { queues, size } => {
-                let bytes = self.inflight_bytes(queues, size, true)? + inflight::DEVICE_BYTES;
-                Ok(Step::GetInflight { bytes })
+            E::GetInflight { .. } | E::SetInflight { .. } if !self.tracks() => {
+                Err(ControlFault::Inflight)
+            }
+            //= spec/inflight.md#INF-1
+            E::GetInflight { queues, .. } => {
+                let queues = queues.min(QUEUES_PER_DEVICE_MAX).max(self.config.queues);
+                Ok(Step::GetInflight { bytes: InflightArea::bytes(queues) })
             }
             //= spec/inflight.md#INF-2
             E::SetInflight { region, offset, len, queues, size } => {
-                let needed = self.inflight_bytes(queues, size, self.packed())?;
-                let bytes = len.checked_sub(offset).ok_or(ControlFault::Inflight)?;
-                if self.running > 0 || needed > bytes || offset % inflight::ALIGN_MIN != 0 {
+                if self.running > 0 {
                     return Err(ControlFault::Inflight);
                 }
-                Ok(Step::SetInflight(InflightArea { region, offset, bytes, queues, size }))
+                Ok(Step::SetInflight(InflightArea::new(region, (offset, len), queues, size)))
             }
         }
     }
 
-    /// Bytes of an inflight region for so many queues of so many entries.
-    //= spec/inflight.md#INF-1
-    fn inflight_bytes(&self, queues: u16, size: u16, packed: bool) -> Result<u64, ControlFault> {
-        let fits = self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD)
-            && (1..=self.config.queues).contains(&queues)
-            && (1..=QUEUE_SIZE_MAX).contains(&size);
-        let bytes = inflight::region_bytes(queues, size, packed);
-        if fits { Ok(bytes) } else { Err(ControlFault::Inflight) }
+    /// Whether requests in flight are to be recorded.
+    pub(crate) const fn tracks(&self) -> bool {
+        self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD)
     }
 
     //= spec/lifecycle.md#LIF-17
@@ -369,7 +364,7 @@ impl Device {
         if !core::mem::replace(&mut self.config_read, true) {
             self.writeback.get_or_insert(true);
         }
-        let mut config = BlkConfig::new(image);
+        let mut config = BlkConfig::new(image, self.config.queues);
         config.writeback = self.writeback.unwrap_or(true).into();
         config
     }

@@ -18,12 +18,15 @@ use heapless::Vec;
 
 use crate::either::either;
 use crate::limits::QUEUE_SIZE_MAX;
-use crate::memory::{OutOfRegion, SharedMemory};
+use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
 
 /// What an area in use says; 0 stands in one that nobody has used.
 const VERSION: u16 = 1;
+
+/// Where in an area of either format it says that.
+const VERSION_AT: u64 = 8;
 
 /// Queues start at multiples of this many bytes, so that they do not share cache lines.
 const ALIGN: u64 = 64;
@@ -61,6 +64,19 @@ pub enum InflightFault {
     Base,
     /// No region was handed over, but the driver waits for chains that may have been taken.
     Missing,
+}
+
+/// Leaves an area as one that nobody has used, whatever is in it.
+///
+/// # Errors
+/// When the region is gone.
+//= spec/inflight.md#INF-7
+pub(crate) fn vacate(
+    mem: &impl SharedMemory,
+    region: RegionId,
+    offset: u64,
+) -> Result<(), OutOfRegion> {
+    mem.store_release_u16(region, offset + VERSION_AT, 0)
 }
 
 /// Chains to be taken again by their heads or buffer ids, the one that was taken last first: they
@@ -137,16 +153,12 @@ impl Inflight {
     ///
     /// # Errors
     /// When the region is gone.
-    //= spec/inflight.md#INF-7
     pub fn close(&self, mem: &impl SharedMemory) -> Result<(), OutOfRegion> {
         if planted(Fault::AreaKept) {
             return Ok(());
         }
-        let (region, version) = match self {
-            Self::Split(area) => area.version(),
-            Self::Packed(area) => area.version(),
-        };
-        mem.store_release_u16(region, version, 0)
+        let (region, offset) = either!(self, area => area.place());
+        vacate(mem, region, offset)
     }
 
     /// The area of a packed queue.

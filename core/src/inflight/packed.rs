@@ -12,7 +12,7 @@ pub use recover::{PackedState, Resumed, resume};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::VERSION;
+use super::{VERSION, VERSION_AT};
 use crate::limits::QUEUE_SIZE_MAX;
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
@@ -140,9 +140,9 @@ impl PackedInflight {
         (self.used, self.batch_used) = (used, used);
     }
 
-    /// Where its version stands.
-    pub(super) const fn version(&self) -> (RegionId, u64) {
-        (self.region, self.offset + LISTS)
+    /// Where it begins.
+    pub(super) const fn place(&self) -> (RegionId, u64) {
+        (self.region, self.offset)
     }
 
     const fn record(&self, at: u16) -> u64 {
@@ -320,5 +320,6 @@ impl PackedInflight {
     }
 }
 
+const _: () = assert!(LISTS == VERSION_AT);
 const _: () = assert!(size_of::<Links>() as u64 == RECORD_COUNTER);
 const _: () = assert!(RECORD_SAVED + size_of::<Saved>() as u64 == RECORD_BYTES);

@@ -7,7 +7,7 @@ pub use recover::{RingState, resume};
 use zerocopy::byteorder::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::VERSION;
+use super::{VERSION, VERSION_AT};
 use crate::memory::{OutOfRegion, RegionId, SharedMemory};
 use crate::planted::{Fault, planted};
 use crate::virtqueue::ChainToken;
@@ -50,7 +50,6 @@ impl Record {
 
 const HEADER_BYTES: u64 = size_of::<QueueRegion>() as u64;
 const RECORD_BYTES: u64 = size_of::<Record>() as u64;
-const VERSION_AT: u64 = 8;
 const DESC_NUM: u64 = 10;
 const LAST_BATCH_HEAD: u64 = 12;
 const USED_IDX: u64 = 14;
@@ -84,9 +83,9 @@ impl SplitInflight {
         mem.store_release_u16(self.region, self.offset + VERSION_AT, VERSION)
     }
 
-    /// Where its version stands.
-    pub(super) const fn version(&self) -> (RegionId, u64) {
-        (self.region, self.offset + VERSION_AT)
+    /// Where it begins.
+    pub(super) const fn place(&self) -> (RegionId, u64) {
+        (self.region, self.offset)
     }
 
     fn record(&self, token: ChainToken) -> u64 {

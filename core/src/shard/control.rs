@@ -181,9 +181,6 @@ impl Shard<'_> {
         let owner = &self.devices[device];
         let rings = find_rings(owner.map.regions(), &addresses, size, owner.packed())?;
         let ring = open_ring(mem, owner, rings, size, owner.base(index))?;
-        if !owner.inflight.is_none_or(|area| area.fits(index, size, owner.packed())) {
-            return Err(ControlFault::Inflight);
-        }
         self.queues[queue].ring = Some(ring);
         self.devices[device].running += 1;
         self.trace.push(TraceEvent::QueueStarted(id));
@@ -212,17 +209,35 @@ impl Shard<'_> {
         let queue = &mut self.queues[queue];
         let device = &self.devices[queue.device];
         let Some(ring) = &mut queue.ring else { return Ok(()) };
-        let Some(area) = device.inflight else {
-            let tracked = device.protocol_features().contains(ProtocolFeatures::INFLIGHT_SHMFD);
-            let drained = device.vrings[usize::from(queue.index)].drained;
-            //= spec/packed.md#PVQ-13
-            let known = !ring.holds_unknown() && (!tracked || drained || ring.is_idle(mem)?);
-            return if known { Ok(()) } else { Err(InflightFault::Missing.into()) };
+        let (index, size, packed) = (queue.index, queue.size, device.packed());
+        if let Some(area) = device.inflight
+            && let Some(offset) = area.find(index, size, packed)
+        {
+            dirty::log_ring(mem, device, ring)?;
+            queue.inflight = Some(ring.resume(mem, area.region, offset)?);
+            return Ok(dirty::log_ring(mem, device, ring)?);
+        }
+        queue.in_turn = device.inflight.is_some();
+        let drained = device.vrings[usize::from(queue.index)].drained;
+        //= spec/packed.md#PVQ-13
+        //= spec/recovery.md#REC-15
+        let known = match ring {
+            _ if !device.tracks() => !ring.holds_unknown(),
+            Ring::Split(_) if queue.in_turn => !ring.is_held(),
+            _ => !ring.holds_unknown() && (drained || ring.is_idle(mem)? || ring.is_new(mem)?),
         };
-        dirty::log_ring(mem, device, ring)?;
-        let offset = area.offset_of(queue.index, device.packed());
-        queue.inflight = Some(ring.resume(mem, area.region, offset)?);
-        dirty::log_ring(mem, device, ring)?;
+        if !known {
+            return Err(InflightFault::Missing.into());
+        }
+        if device.tracks() {
+            self.trace.push(TraceEvent::Unrecorded(queue.id()));
+        }
+        // Whatever an area that is too small says is of another life.
+        if let Some(area) = device.inflight
+            && let Some(offset) = area.find(index, 0, packed)
+        {
+            inflight::vacate(mem, area.region, offset)?;
+        }
         Ok(())
     }
 

@@ -261,6 +261,8 @@ impl Shard<'_> {
         mem.prefetch(header.region(), header.offset);
         let limit = limit.min(self.requests.available()).min(QUEUE_BATCH.into());
         let wanted = u16::try_from(limit).unwrap_or(QUEUE_BATCH).min(available);
+        //= spec/recovery.md#REC-15
+        let wanted = if queue.in_turn { wanted.min(u16::from(queue.live == 0)) } else { wanted };
 
         let (taken, mut fault) = match ring {
             Ring::Split(ring) => self.staged.take(mem, &device.map, ring, wanted),

@@ -141,6 +141,9 @@ pub struct Queue {
     reported: bool,
     /// Whether it is being stopped and leaves what has not begun.
     leaving: bool,
+    /// Whether a chain is taken only when the last one has been given back: there is no record, so
+    /// the order of the ring has to say what is done.
+    in_turn: bool,
     turn: Turn,
     /// Visits without work in a row.
     empty: u16,
@@ -166,6 +169,7 @@ impl Queue {
         broken: None,
         reported: false,
         leaving: false,
+        in_turn: false,
         turn: Turn::None,
         empty: 0,
         live: 0,

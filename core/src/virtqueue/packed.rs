@@ -204,6 +204,17 @@ impl PackedRing {
         PackedState { desc: self.rings.desc, size: self.size, base: self.base() }
     }
 
+    /// Whether nothing was given back yet.
+    ///
+    /// # Errors
+    /// When the descriptor ring cannot be read.
+    pub fn is_new(&self, mem: &impl SharedMemory) -> Result<bool, OutOfRegion> {
+        let (region, offset) = self.rings.desc;
+        let last = DESC_BYTES * u64::from(self.size - 1);
+        let flags = mem.load_acquire_u16(region, offset + last + PACKED_FLAGS)?;
+        Ok(self.base() == PackedBase::START && flags == 0)
+    }
+
     /// Goes on where an earlier daemon was killed: descriptors were given back up to `used`, so
     /// many were taken behind it, and these chains are taken again before anything new is.
     //= spec/recovery.md#REC-6

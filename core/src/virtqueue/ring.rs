@@ -111,6 +111,15 @@ impl Ring {
         }
     }
 
+    /// Whether nothing was given back yet: the ring is to begin, and its last entry was never
+    /// written.
+    ///
+    /// # Errors
+    /// When the ring is not there.
+    pub fn is_new(&self, mem: &impl SharedMemory) -> Result<bool, QueueFault> {
+        Ok(either!(self, ring => ring.is_new(mem))?)
+    }
+
     /// Whether entries are held that nobody knows of: the front end named two places.
     #[must_use]
     pub const fn holds_unknown(&self) -> bool {

@@ -74,6 +74,16 @@ impl SplitRing {
         Ok(RingState { size, avail_idx, used_idx, base })
     }
 
+    /// Whether nothing was given back yet.
+    ///
+    /// # Errors
+    /// When the used ring cannot be read.
+    pub fn is_new(&self, mem: &impl SharedMemory) -> Result<bool, OutOfRegion> {
+        let (region, offset) = self.rings.used;
+        let len: U32 = mem.read(region, offset + avail_event_offset(self.size) - 4)?;
+        Ok((self.next_avail, self.next_used) == (0, 0) && len == U32::ZERO)
+    }
+
     /// Goes on where an earlier daemon was killed: these heads, which lie below the size, are
     /// taken again before anything new is.
     //= spec/recovery.md#REC-5

@@ -5,6 +5,7 @@ use std::time::Instant as Clock;
 use sluice_core::device::{ControlReply, QueueId};
 use sluice_core::image::ImageId;
 use sluice_core::shard::{Effect, Granted, Input};
+use sluice_core::trace::TraceEvent;
 
 use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused, signal};
 use crate::mailbox::News;
@@ -113,6 +114,17 @@ impl Loop<'_> {
     pub(super) fn trace(&mut self) {
         while let Some(event) = self.shard.poll_trace() {
             tracing::debug!(?event);
+            //= spec/recovery.md#REC-15
+            if let TraceEvent::Unrecorded(QueueId { device, index }) = event {
+                tracing::warn!(
+                    device = device.0,
+                    queue = index,
+                    "served without a record of what is in flight: the front end keeps no \
+                     inflight region, or one without room for this queue that another program \
+                     or version made; stop the virtual machine and start it again to have one \
+                     made that fits"
+                );
+            }
         }
     }
 }

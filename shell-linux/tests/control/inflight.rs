@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use sluice_core::inflight::region_bytes;
+use sluice_core::inflight::{DEVICE_BYTES, region_bytes};
+use sluice_core::limits::QUEUE_SIZE_MAX;
 
 use crate::support::client::{Client, longs, request};
 use crate::support::guest::Guest;
@@ -50,41 +52,99 @@ fn a_region_is_sealed_zeroes_and_its_answer_is_defined() {
     Guest::new().start(&mut client);
 }
 
+/// No question is wrong enough to be left without a disk.
+//= spec/inflight.md#INF-1
 #[test]
-fn b87_a_region_for_queues_that_cannot_be_is_not_made() {
+fn b87_a_region_is_made_whatever_is_asked_for() {
     let daemon = Daemon::new(1);
-    for (queues, size) in [(0, 128), (2, 0), (QUEUES + 1, 128), (u16::MAX, u16::MAX)] {
-        let mut client = negotiated(&daemon);
-        client.send(request::GET_INFLIGHT_FD, &area(0, 0, queues, size));
-        assert!(client.is_closed(), "{queues} {size}");
+    let mut client = negotiated(&daemon);
+    let of = |queues| region_bytes(queues, QUEUE_SIZE_MAX, true) + DEVICE_BYTES;
+    for (queues, size, made) in [
+        (0, 128, QUEUES),
+        (2, 0, QUEUES),
+        (1, 1, QUEUES),
+        (QUEUES + 1, 128, QUEUES + 1),
+        (u16::MAX, u16::MAX, 128),
+    ] {
+        let (body, region) = make(&mut client, queues, size);
+        assert_eq!(body, area(of(made), 0, queues, size));
+        assert_eq!(File::from(region).metadata().unwrap().len(), of(made));
     }
-    make(&mut negotiated(&daemon), QUEUES, 128);
+}
+
+/// Runs one read over a ring of so many entries, and says whether it was recorded, while it was
+/// under way, in the first area of `region`.
+fn is_recorded(daemon: &Daemon, client: &mut Client, ring: u32, region: &File) -> bool {
+    let mut guest = Guest::with_ring(ring);
+    guest.start(client);
+    daemon.hold.keep();
+    guest.read();
+    daemon.hold.wait();
+    // A header of 16 bytes, and the mark of the first head.
+    let mut mark = [0];
+    region.read_exact_at(&mut mark, 16).unwrap();
+    daemon.hold.release();
+    while guest.used() == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(guest.status(), 0);
+    mark == [1]
+}
+
+/// What QEMU 10.0 does: it asks with its property, and the rings are what its guest likes.
+//= spec/inflight.md#INF-2
+#[test]
+fn a_front_end_that_asks_for_a_small_region_and_starts_large_rings() {
+    let daemon = Daemon::new(1);
+    for ring in [64, 128, 256, 1024] {
+        let mut client = daemon.settle(0);
+        client.negotiate();
+        let (body, region) = make(&mut client, 2, 128);
+        client.send_fds(request::SET_INFLIGHT_FD, &body, &[region.as_fd()]);
+        let region = File::from(region);
+        assert!(is_recorded(&daemon, &mut client, ring, &region), "{ring}");
+    }
+}
+
+/// A region of another program, or of another version, may have no room.
+//= spec/vhost-user.md#VHU-14
+//= spec/recovery.md#REC-15
+#[test]
+fn b88_a_region_that_is_too_small_costs_the_record_and_not_the_disk() {
+    let daemon = Daemon::new(1);
+    let file = File::from(memfd_create("region", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(1 << 20).unwrap();
+    let least = region_bytes(2, 128, false);
+    for (bytes, queues, ring, recorded) in [
+        (least, 2, 128, true),
+        (least, 2, 256, false),
+        (least / 2 - 64, 1, 128, false),
+        (least / 2, 2, 128, true),
+        (64, 2, 128, false),
+    ] {
+        let mut client = daemon.settle(0);
+        client.negotiate();
+        file.write_all_at(&vec![0; 1 << 20], 0).unwrap();
+        client.send_fds(request::SET_INFLIGHT_FD, &area(bytes, 0, queues, 128), &[file.as_fd()]);
+        let found = is_recorded(&daemon, &mut client, ring, &file);
+        assert_eq!(found, recorded, "{bytes} {ring}");
+    }
 }
 
 //= spec/vhost-user.md#VHU-14
 #[test]
-fn b88_a_region_is_as_long_as_it_has_to_be() {
+fn b88_a_region_is_there_as_a_whole() {
     let daemon = Daemon::new(1);
     let mut client = negotiated(&daemon);
     let (_, made) = make(&mut client, 2, 128);
     let bytes = File::from(made).metadata().unwrap().len();
     let file = File::from(memfd_create("region", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(bytes).unwrap();
-    // There is room for rings of either format and something of the device's own; what a front
-    // end has of another back end need not have it.
-    let least = region_bytes(2, 128, false);
-    assert!(least < bytes);
-    for (said, offset) in [(least - 1, 0), (bytes, 4096), (bytes, 8), (bytes, u64::MAX - 4095)] {
+    for (said, offset) in [(bytes, 4096), (bytes, 8), (bytes, u64::MAX - 4095)] {
         let body = area(said, offset, 2, 128);
         let told = client.acked(request::SET_INFLIGHT_FD, &body, &[file.as_fd()]);
         assert_eq!(told, 1, "{said} at {offset}");
     }
-    assert_eq!(client.acked(request::SET_INFLIGHT_FD, &area(least, 0, 2, 128), &[file.as_fd()]), 0);
-    let mut client = {
-        drop(client);
-        daemon.settle(0)
-    };
-    client.negotiate();
     file.set_len(bytes - 1).unwrap();
     let body = area(bytes, 0, 2, 128);
     assert_eq!(client.acked(request::SET_INFLIGHT_FD, &body, &[file.as_fd()]), 1);

@@ -12,29 +12,35 @@ use super::client::{Client, event, longs, request, words};
 pub(crate) const MEMORY: u64 = 1 << 20;
 /// Where the front end has it.
 pub(crate) const USER: u64 = 0x7f00_0000_0000;
-/// Entries of the ring.
+/// Entries of the ring, unless a test chooses.
 pub(crate) const RING: u32 = 8;
 
 const DESC: u64 = 0;
 /// Where the available ring is.
-pub(crate) const AVAIL: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const HEADER: u64 = 0x3000;
-const DATA: u64 = 0x4000;
-const STATUS: u64 = 0x5000;
+pub(crate) const AVAIL: u64 = 0x4000;
+const USED: u64 = 0x5000;
+const HEADER: u64 = 0x8000;
+const DATA: u64 = 0x9000;
+const STATUS: u64 = 0xa000;
 
 pub(crate) struct Guest {
     pub(crate) memory: File,
     pub(crate) kick: OwnedFd,
     pub(crate) call: OwnedFd,
+    ring: u32,
     available: u16,
 }
 
 impl Guest {
     pub(crate) fn new() -> Self {
+        Self::with_ring(RING)
+    }
+
+    /// The same with a ring of so many entries, 1024 at most.
+    pub(crate) fn with_ring(ring: u32) -> Self {
         let memory = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd"));
         memory.set_len(MEMORY).unwrap();
-        Self { memory, kick: event(), call: event(), available: 0 }
+        Self { memory, kick: event(), call: event(), ring, available: 0 }
     }
 
     /// A table with all of the memory.
@@ -60,7 +66,7 @@ impl Guest {
 
     /// Sets the first ring up in memory that is known already.
     pub(crate) fn start_ring(&self, client: &mut Client) {
-        assert_eq!(client.acked(request::SET_VRING_NUM, &words(&[0, RING]), &[]), 0);
+        assert_eq!(client.acked(request::SET_VRING_NUM, &words(&[0, self.ring]), &[]), 0);
         let base = words(&[0, self.available.into()]);
         assert_eq!(client.acked(request::SET_VRING_BASE, &base, &[]), 0);
         assert_eq!(client.acked(request::SET_VRING_ADDR, &Self::addresses(0), &[]), 0);
@@ -82,7 +88,7 @@ impl Guest {
         put(DESC + 32, &descriptor(STATUS, 1, 2, 0));
         put(HEADER, &[0; 16]);
         put(STATUS, &[0xff]);
-        let place = u64::from(self.available) % u64::from(RING);
+        let place = u64::from(u32::from(self.available) % self.ring);
         put(AVAIL + 4 + 2 * place, &0_u16.to_le_bytes());
         self.available += 1;
         put(AVAIL + 2, &self.available.to_le_bytes());

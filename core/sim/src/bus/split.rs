@@ -33,6 +33,8 @@ impl Split {
         ram.grant(at(frame.avail, used_event_offset(frame.size), 2), READ);
         ram.grant(at(frame.used, 0, 4), WRITE);
         ram.grant(at(frame.used, USED_IDX, 2), ONCE);
+        // Whether the last entry was ever written tells a new ring from one that has come round.
+        ram.grant(at(frame.used, avail_event_offset(frame.size) - 4, 4), ONCE);
         ram.grant(at(frame.used, avail_event_offset(frame.size), 2), WRITE);
         let mut waiting = self.fetched;
         let mut into = self.returned;

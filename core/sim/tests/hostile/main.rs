@@ -12,6 +12,7 @@ mod holders;
 mod messages;
 mod overlays;
 mod inflight;
+mod misfits;
 mod packed_inflight;
 mod packed;
 mod log;
