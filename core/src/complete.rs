@@ -1,7 +1,8 @@
 //! Giving chains back: the only writer of status bytes and used rings.
 //!
 //! Everything a front end, a guest or a successor after SIGKILL may conclude from memory follows
-//! from the order of the stores below, for a whole batch at once.
+//! from the order of the stores below, for a whole batch at once. It is in two halves, because a
+//! dirty log has to be told between them of what only the first one writes.
 
 use crate::inflight::Inflight;
 use crate::memory::{OutOfRegion, SharedMemory};
@@ -15,9 +16,6 @@ use crate::virtqueue::Ring;
 ///
 /// # Errors
 /// When a ring or the inflight region is no longer mapped; the queue is broken then.
-//= spec/virtqueue.md#VQ-11
-//= spec/blk.md#BLK-15
-//= spec/inflight.md#INF-5
 #[inline]
 pub(crate) fn publish(
     mem: &impl SharedMemory,
@@ -26,6 +24,25 @@ pub(crate) fn publish(
     requests: &Slots<'_, Request, 1>,
     done: &Fifo<0>,
 ) -> Result<bool, OutOfRegion> {
+    let count = fill(mem, ring, inflight, requests, done)?;
+    show(mem, ring, inflight, requests, done, count)
+}
+
+/// The first half: everything that nobody looks at yet. Says how many chains there are.
+///
+/// # Errors
+/// As [`publish`].
+//= spec/virtqueue.md#VQ-11
+//= spec/blk.md#BLK-15
+//= spec/inflight.md#INF-5
+#[inline]
+pub(crate) fn fill(
+    mem: &impl SharedMemory,
+    ring: &mut Ring,
+    inflight: &mut Option<Inflight>,
+    requests: &Slots<'_, Request, 1>,
+    done: &Fifo<0>,
+) -> Result<u16, OutOfRegion> {
     ring.prefetch_used(mem);
     let mut count = 0;
     for (_, request) in done.iter(requests) {
@@ -42,6 +59,24 @@ pub(crate) fn publish(
         ring.write_used(mem, count, request.token, request.used_len())?;
         count += 1;
     }
+    Ok(count)
+}
+
+/// The second half: from its middle on the driver has its chains back.
+///
+/// # Errors
+/// As [`publish`].
+//= spec/virtqueue.md#VQ-11
+//= spec/inflight.md#INF-5
+#[inline]
+pub(crate) fn show(
+    mem: &impl SharedMemory,
+    ring: &mut Ring,
+    inflight: &mut Option<Inflight>,
+    requests: &Slots<'_, Request, 1>,
+    done: &Fifo<0>,
+    count: u16,
+) -> Result<bool, OutOfRegion> {
     // 4. The batch's list is whole before the index that it explains.
     if let Some(inflight) = inflight {
         inflight.close_batch(mem)?;

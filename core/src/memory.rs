@@ -4,10 +4,14 @@
 //! through [`SharedMemory`], or handed to the shell as a range. Everything that is read from it
 //! is read once and believed only after the copy has been checked.
 
+#[cfg(test)]
+pub(crate) mod flat;
+
 use heapless::Vec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::limits::{REGIONS_LIVE_MAX, REGIONS_MAX};
+use crate::planted::{Fault, planted};
 
 /// A mapped piece of shared memory, numbered by the shell.
 ///
@@ -346,6 +350,9 @@ impl MemoryMap {
     /// The guest address of a place in a region, in force or retired.
     pub(crate) fn guest_address(&self, region: RegionId, offset: u64) -> Option<u64> {
         let entry = self.entries.iter().find(|e| e.hold != Hold::Free && e.id == region)?;
+        if entry.hold == Hold::Retired && planted(Fault::RetiredUnlogged) {
+            return None;
+        }
         entry.guest?.checked_add(offset)
     }
 

@@ -109,6 +109,28 @@ faults! {
     ListedFirst,
     /// A packed queue goes on where its front end says, not where its area does.
     FrontEndBelieved,
+    /// The numbers of chains are cut to 16 bits where they are stored.
+    CounterCut,
+    /// The same in the areas of packed queues.
+    CounterCutPacked,
+    /// The numbers of chains are cut to 16 bits where they are read.
+    OrderCut,
+    /// The same in the areas of packed queues.
+    OrderCutPacked,
+    /// A ring is not marked again behind its batch.
+    LastMarkForgotten,
+    /// Data and status bytes are not marked again before the driver has its chains back.
+    SecondMarkForgotten,
+    /// Where data lands is not marked, only the status byte is.
+    LandingUnlogged,
+    /// A region that has left the memory table has no guest address any more.
+    RetiredUnlogged,
+    /// The used ring is marked without the event index behind it.
+    EventUnlogged,
+    /// The event suppression of a packed ring is not marked.
+    SuppressionUnlogged,
+    /// The wish for notifications is not marked where it is stored.
+    WishUnlogged,
 }
 
 #[cfg(sluice_planted)]

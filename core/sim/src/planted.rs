@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use sluice_core::planted::{Fault, plant};
 use sluice_sim::crash::{Plan, explore};
+use sluice_sim::lives::live_long;
+use sluice_sim::migration::{Case, copy_at_any_moment, copy_before_any_death};
 use sluice_sim::world::run;
 
 /// One line a fault; fails when one is not caught within so many seeds, or when something is
@@ -19,7 +21,10 @@ pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
         plant(Some(fault));
         let by_kills = || Some(("kills".to_owned(), killed()?));
         let by_seed = |seed| Some((format!("seed {seed:>4}"), complaint(|| of_seed(seed))?));
-        match by_kills().or_else(|| (0..seeds).find_map(by_seed)) {
+        let by_lives = || Some(("lives".to_owned(), complaint(lived)?));
+        let by_copies = || Some(("copies".to_owned(), complaint(copied)?));
+        let small = || by_kills().or_else(by_lives).or_else(by_copies);
+        match small().or_else(|| (0..seeds).find_map(by_seed)) {
             Some((how, what)) => println!("{:<18} {how:<9}  {what}", format!("{fault:?}")),
             None => {
                 println!("{fault:<20?} not caught in {seeds} seeds");
@@ -50,6 +55,21 @@ fn of_seed(seed: u64) -> Option<String> {
     Some(format!("{} {}", first.invariant, first.what))
 }
 
+/// What long lives bring to light.
+fn lived() -> Option<String> {
+    [(false, 0), (true, 0x8000)]
+        .into_iter()
+        .find_map(|(packed, base)| live_long(packed, base).err())
+}
+
+/// What copying a guest at every moment brings to light.
+fn copied() -> Option<String> {
+    let all = Case::all();
+    let last = |what: String| what.rsplit("}: ").next().map(str::to_owned);
+    let missed = all.iter().find_map(|case| copy_at_any_moment(case).err());
+    missed.or_else(|| all.iter().find_map(|case| copy_before_any_death(case).err())).and_then(last)
+}
+
 /// What killing a daemon at every moment brings to light.
 fn killed() -> Option<String> {
     let plans = [(2, 2, false), (3, 2, false), (2, 2, true), (3, 3, false)];
@@ -62,6 +82,7 @@ fn killed() -> Option<String> {
             rounds: if more { 1 } else { 2 },
             packed,
             size: if packed { 5 } else { 4 },
+            index: u16::MAX,
             event_idx: more,
             adds_while_down: more,
             resets_while_down: false,

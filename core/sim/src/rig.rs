@@ -22,8 +22,8 @@ use sluice_core::shard::{Budget, Effect, Granted, Input, Shard, Work};
 use sluice_core::time::Instant;
 use sluice_core::virtqueue::QueueFault;
 use sluice_core::virtqueue::layout::{
-    AVAIL_IDX, AVAIL_RING, DESC_BYTES, EVENT_BYTES, USED_IDX, USED_RING, avail_ring_bytes,
-    desc_table_bytes, used_ring_bytes,
+    AVAIL_IDX, AVAIL_RING, DESC_BYTES, DESC_NEXT, EVENT_BYTES, USED_IDX, USED_RING,
+    avail_ring_bytes, desc_table_bytes, used_ring_bytes,
 };
 
 use crate::arena::{Arena, Capacity};
@@ -72,6 +72,9 @@ pub struct Setup {
     pub regions: Vec<Region>,
     /// Whether the image's capture is granted as soon as it is asked for.
     pub grant: bool,
+    /// Offsets in [`RING`] of the available and the used ring, or of the two event suppressions of
+    /// a packed one; behind the descriptors unless they are given.
+    pub places: Option<[u64; 2]>,
 }
 
 impl Default for Setup {
@@ -101,6 +104,7 @@ impl Default for Setup {
                 region(RING, RING_GUEST, RING_USER, RING_BYTES),
             ],
             grant: true,
+            places: None,
         }
     }
 }
@@ -280,7 +284,11 @@ impl<'a> Rig<'a> {
         self.input_in(self.mem, input);
     }
 
-    fn input_in(&mut self, mem: &impl SharedMemory, input: Input) {
+    /// The same while the core sees the memory in another way.
+    ///
+    /// # Panics
+    /// When it is a cluster update that the map refuses.
+    pub fn input_in(&mut self, mem: &impl SharedMemory, input: Input) {
         self.shard.handle(Instant(0), mem, input).expect("no cluster update is refused");
         self.take_effects(mem);
     }
@@ -316,7 +324,10 @@ impl<'a> Rig<'a> {
     /// Offset of the available ring in [`RING`], or of the driver's event suppression.
     #[must_use]
     pub const fn avail(&self) -> u64 {
-        desc_table_bytes(self.setup.size)
+        match self.setup.places {
+            Some([avail, _]) => avail,
+            None => desc_table_bytes(self.setup.size),
+        }
     }
 
     /// Offset of the used ring in [`RING`], or of the device's event suppression.
@@ -324,7 +335,10 @@ impl<'a> Rig<'a> {
     pub const fn used_ring(&self) -> u64 {
         let size = self.setup.size;
         let bytes = if self.is_packed() { EVENT_BYTES } else { avail_ring_bytes(size) };
-        (self.avail() + bytes).next_multiple_of(4)
+        match self.setup.places {
+            Some([_, used]) => used,
+            None => (self.avail() + bytes).next_multiple_of(4),
+        }
     }
 
     /// Where the rings end in [`RING`].
@@ -402,6 +416,20 @@ impl<'a> Rig<'a> {
     pub fn offer(&mut self, head: u16) {
         self.entry(self.next_avail, head);
         self.set_avail(self.next_avail.wrapping_add(1));
+    }
+
+    /// Makes a chain of these buffers available under this name, whatever the format of the ring.
+    pub fn offer_chain(&mut self, name: u16, buffers: &[(u64, u32, u16)]) {
+        if self.is_packed() {
+            return self.offer_row(name, buffers);
+        }
+        for ((&(address, len, flags), left), index) in
+            buffers.iter().zip((0..buffers.len()).rev()).zip(name..)
+        {
+            let more = if left > 0 { DESC_NEXT } else { 0 };
+            self.desc(index, (address, len, flags | more, index + 1));
+        }
+        self.offer(name);
     }
 
     /// Writes the entry that stands at a free-running index.

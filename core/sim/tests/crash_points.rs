@@ -8,6 +8,7 @@ const PLAN: Plan = Plan {
     rounds: 1,
     packed: false,
     size: 4,
+    index: 0,
     event_idx: false,
     adds_while_down: false,
     resets_while_down: false,
@@ -15,6 +16,11 @@ const PLAN: Plan = Plan {
 
 /// Requests of the largest worlds.
 const REQUESTS_MAX: u16 = 4;
+
+/// The same where the ring's indices pass 65,535 inside of the largest batches.
+fn wrapping(plans: impl Iterator<Item = Plan>) -> impl Iterator<Item = Plan> {
+    plans.map(|plan| Plan { index: u16::MAX - 1, ..plan })
+}
 
 /// The same in packed rings: one in which chains of one and of three entries fit together, and one
 /// that is passed again and again.
@@ -46,6 +52,19 @@ fn sizes() -> impl Iterator<Item = (u16, u16)> {
 #[test]
 fn f01_f02_f04_killed_at_every_moment_and_again() {
     explore_all(sizes().map(|(requests, depth)| Plan { requests, depth, ..PLAN }));
+}
+
+/// A batch, and what is left behind it, on both sides of the wrap.
+//= spec/recovery.md#REC-2
+//= spec/recovery.md#REC-5
+//= spec/recovery.md#REC-7
+#[test]
+fn f01_f02_killed_at_every_moment_while_the_indices_wrap() {
+    let all = sizes().filter(|&(requests, _)| requests <= 3);
+    let plans = all.map(|(requests, depth)| Plan { requests, depth, ..PLAN });
+    explore_all(wrapping(plans));
+    let twice = [Plan { requests: 2, depth: 2, rounds: 2, event_idx: true, ..PLAN }];
+    explore_all(wrapping(twice.into_iter()));
 }
 
 //= spec/inflight.md#INF-4

@@ -191,7 +191,8 @@ impl PackedInflight {
         let again = self.count == 0;
         let head = if again { self.chain_head(token) } else { self.free_head };
         let record = self.record(head);
-        mem.write(self.region, record + RECORD_COUNTER, &U64::new(self.counter))?;
+        let cut = if planted(Fault::CounterCutPacked) { 0xffff } else { u64::MAX };
+        mem.write(self.region, record + RECORD_COUNTER, &U64::new(self.counter & cut))?;
         self.counter = self.counter.wrapping_add(1);
         if again {
             return Ok(());
@@ -323,3 +324,6 @@ impl PackedInflight {
 const _: () = assert!(LISTS == VERSION_AT);
 const _: () = assert!(size_of::<Links>() as u64 == RECORD_COUNTER);
 const _: () = assert!(RECORD_SAVED + size_of::<Saved>() as u64 == RECORD_BYTES);
+
+#[cfg(test)]
+mod tests;

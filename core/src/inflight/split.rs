@@ -100,7 +100,8 @@ impl SplitInflight {
     #[inline]
     pub fn mark(&mut self, mem: &impl SharedMemory, token: ChainToken) -> Result<(), OutOfRegion> {
         let record = self.record(token);
-        let counter = U64::new(self.counter);
+        let cut = if planted(Fault::CounterCut) { 0xffff } else { u64::MAX };
+        let counter = U64::new(self.counter & cut);
         if planted(Fault::MarkBeforeCounter) {
             mem.write(self.region, record, &1_u8)?;
         }
@@ -151,3 +152,6 @@ impl SplitInflight {
 }
 
 const _: () = assert!(HEADER_BYTES == 16 && RECORD_BYTES == 16);
+
+#[cfg(test)]
+mod tests;

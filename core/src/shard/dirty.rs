@@ -6,6 +6,7 @@ use crate::dirty::{DirtyLog, OutOfLog};
 use crate::inflight::Inflight;
 use crate::limits::SEGMENTS_MAX;
 use crate::memory::{MemoryMap, Segment, SharedMemory};
+use crate::planted::{Fault, planted};
 use crate::request::Request;
 use crate::slots::{Fifo, Slots};
 use crate::virtqueue::{QueueFault, Ring};
@@ -47,11 +48,13 @@ pub(super) fn log_ring(
     ring.written().into_iter().try_for_each(|(at, len)| log.mark(mem, &device.map, at, len))
 }
 
-/// Gives a batch back as [`complete::publish`] does. Everything it touches is marked before the
-/// first store, so that nothing is missed if this process dies, and again behind the last, so
-/// that nothing is missed if the front end looked in between.
+/// Gives a batch back as [`complete::publish`] does, between marks, as the front end may read the
+/// log and clear it at any moment, and this process may die at any. Everything is marked before the
+/// first store. What no successor can know of, data and status bytes, is marked again before the
+/// driver has its chains back, and the ring, which a successor marks too, behind the last store.
 //= spec/migration.md#MIG-3
 //= spec/migration.md#MIG-4
+//= spec/migration.md#MIG-6
 pub(super) fn publish(
     mem: &impl SharedMemory,
     device: &Device,
@@ -64,16 +67,23 @@ pub(super) fn publish(
     let Some(log) = device.dirty_log() else {
         return Ok(complete::publish(mem, ring, inflight, requests, done)?);
     };
-    let mark = |ring: &Ring| {
-        log_landings(mem, device, requests, segments, done)?;
-        for (_, request) in done.iter(requests) {
-            log_segment(mem, &device.map, log, &request.status_at)?;
+    let mark = || {
+        if !planted(Fault::LandingUnlogged) {
+            log_landings(mem, device, requests, segments, done)?;
         }
-        log_ring(mem, device, ring)
+        let mut done = done.iter(requests);
+        done.try_for_each(|(_, request)| log_segment(mem, &device.map, log, &request.status_at))
     };
-    mark(ring)?;
-    let wanted = complete::publish(mem, ring, inflight, requests, done)?;
-    mark(ring)?;
+    mark()?;
+    log_ring(mem, device, ring)?;
+    let count = complete::fill(mem, ring, inflight, requests, done)?;
+    if !planted(Fault::SecondMarkForgotten) {
+        mark()?;
+    }
+    let wanted = complete::show(mem, ring, inflight, requests, done, count)?;
+    if !planted(Fault::LastMarkForgotten) {
+        log_ring(mem, device, ring)?;
+    }
     Ok(wanted)
 }
 

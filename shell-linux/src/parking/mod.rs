@@ -67,6 +67,15 @@ impl Parking {
         }
     }
 
+    /// The parking behind a socket whose other end keeps what it is sent, and what it has kept so
+    /// far, by name.
+    ///
+    /// # Errors
+    /// When that is no socket.
+    pub fn over(socket: OwnedFd, found: BTreeMap<String, OwnedFd>) -> anyhow::Result<Self> {
+        Ok(Self { store: Arc::new(FdStore::new(socket)?), found, keeper: None })
+    }
+
     /// The part of one disk.
     #[must_use]
     pub fn place(&mut self, disk: u32) -> Place {

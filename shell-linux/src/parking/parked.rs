@@ -82,6 +82,7 @@ impl Parked {
             None => (Record::default(), None),
         };
         // Numbers are never used again while an old descriptor may have one.
+        //= spec/parking.md#PRK-9
         let next = fds.keys().max().map_or(0, |last| last + 1).max(record.next);
         let is_new = file.is_none();
         let file = match file {

@@ -11,6 +11,7 @@ mod framing;
 mod inflight;
 mod leaving;
 mod meaning;
+mod parking;
 mod repeat;
 mod sockets;
 mod stuck;

@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod guest;
 pub(crate) mod shard;
+pub(crate) mod store;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use sluice_core::device::DeviceId;
 use sluice_linux::control::{self, Options, Served, Socket};
 use sluice_linux::mailbox::{Bell, Message, mailbox};
+use sluice_linux::parking::Place;
 
 use client::Client;
 use shard::Hold;
@@ -41,13 +43,30 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// With this many disks that listen.
     pub(crate) fn new(disks: u32) -> Self {
-        Self::with(disks, Vec::new(), Options::default(), alone())
+        Self::with(disks, Vec::new(), None, Options::default(), alone())
+    }
+
+    /// With a disk that listens and whose front ends are parked here.
+    pub(crate) fn parking_at(place: Place, alone: MutexGuard<'static, ()>) -> Self {
+        Self::with(1, Vec::new(), Some(place), Options::default(), alone)
+    }
+
+    /// With a disk whose front end is connected already and parked here, and one that listens. The
+    /// stream is the daemon's side of the socket.
+    pub(crate) fn parking(
+        place: Place,
+        alone: MutexGuard<'static, ()>,
+    ) -> (Self, Client, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("two sockets");
+        let kept = theirs.try_clone().expect("a copy");
+        let daemon = Self::with(1, vec![theirs], Some(place), Options::default(), alone);
+        (daemon, Client::new(ours), kept)
     }
 
     /// With a patience that a test can wait for.
     pub(crate) fn impatient(disks: u32) -> Self {
         let options = Options { patience: Duration::from_millis(100), ..Options::default() };
-        Self::with(disks, Vec::new(), options, alone())
+        Self::with(disks, Vec::new(), None, options, alone())
     }
 
     /// With a disk that is connected already: its front end, and the daemon's side of the
@@ -56,19 +75,21 @@ impl Daemon {
         let alone = alone();
         let (ours, theirs) = UnixStream::pair().expect("two sockets");
         let kept = theirs.try_clone().expect("a copy");
-        (Self::with(0, vec![theirs], Options::default(), alone), Client::new(ours), kept)
+        let daemon = Self::with(0, vec![theirs], None, Options::default(), alone);
+        (daemon, Client::new(ours), kept)
     }
 
     fn with(
         disks: u32,
         connected: Vec<UnixStream>,
+        parking: Option<Place>,
         options: Options,
         alone: MutexGuard<'static, ()>,
     ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listen = |disk| UnixListener::bind(directory.path().join(format!("{disk}"))).unwrap();
         let listening = (0..disks).map(|disk| Socket::Listen(listen(disk)));
-        let served: Vec<_> = listening
+        let mut served: Vec<_> = listening
             .chain(connected.into_iter().map(Socket::Connected))
             .zip(0..)
             .map(|(socket, disk)| Served {
@@ -80,6 +101,9 @@ impl Daemon {
                 image: None,
             })
             .collect();
+        if let Some(last) = served.last_mut() {
+            last.parking = parking;
+        }
         let (control_end, shard_end) = mailbox().expect("a mailbox");
         let hold = Arc::new(Hold::default());
         let (stop, held) = (Bell::new().expect("a bell"), Arc::clone(&hold));

@@ -1,6 +1,7 @@
 //! A shard thread whose store answers at once, or when it is told to.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -27,6 +28,16 @@ pub(crate) struct Hold {
     waiting: AtomicU32,
     mappings: AtomicU32,
     turns: AtomicU32,
+    watcher: Mutex<Option<Watcher>>,
+}
+
+/// Sees a front end's message when the shard does, before anything is done for it.
+struct Watcher(Box<dyn FnMut(&ControlEvent) + Send>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 impl Hold {
@@ -41,6 +52,11 @@ impl Hold {
     /// Somebody else has the image, or not any more; to be said before it is asked for.
     pub(crate) fn refuse(&self, refused: bool) {
         self.refused.store(refused, Ordering::SeqCst);
+    }
+
+    /// Has every message of front ends seen by somebody from now on.
+    pub(crate) fn watch(&self, watcher: impl FnMut(&ControlEvent) + Send + 'static) {
+        *self.watcher.lock().unwrap() = Some(Watcher(Box::new(watcher)));
     }
 
     /// Waits until an operation is being kept.
@@ -113,6 +129,9 @@ impl Turns<'_> {
             while let Ok(message) = self.end.messages.try_recv() {
                 match message {
                     Message::Control { device, event, mappings, fd, answer } => {
+                        if let Some(Watcher(see)) = &mut *hold.watcher.lock().unwrap() {
+                            see(&event);
+                        }
                         self.served[device.0 as usize].answer = Some(answer);
                         self.control(device, event, mappings, fd);
                     }

@@ -45,14 +45,19 @@ impl<'m> Guest<'m> {
         let (sent, under_way) = (BTreeSet::new(), BTreeSet::new());
         let end = plan.requests;
         let (next, rounds, kicked) = (0, plan.rounds - 1, false);
-        let base = driver.layout().base();
+        let base = Self::first_base(&driver, plan);
         Self { mem, plan, driver, waiting, next, end, rounds, sent, under_way, kicked, base }
     }
 
     fn driver(mem: &FlatMemory, plan: Plan) -> Driver {
         let new = if plan.packed { Layout::packed } else { Layout::new };
         let layout = new(GUEST, 0, 0, plan.size, 4);
-        Driver::new(mem, layout, plan.event_idx).expect("it has its memory")
+        Driver::new_at(mem, layout, plan.event_idx, plan.index).expect("it has its memory")
+    }
+
+    /// Where its front end starts a queue for an empty ring.
+    const fn first_base(driver: &Driver, plan: Plan) -> u32 {
+        if plan.packed { driver.layout().base() } else { plan.index as u32 }
     }
 
     /// Begins anew with an empty ring: nothing of what it asked for may happen any more.
@@ -61,7 +66,7 @@ impl<'m> Guest<'m> {
         self.waiting.clear();
         self.end += self.plan.requests - 1;
         self.kicked = false;
-        self.base = self.layout().base();
+        self.base = Self::first_base(&self.driver, self.plan);
     }
 
     pub(super) fn layout(&self) -> &Layout {

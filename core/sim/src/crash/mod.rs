@@ -42,6 +42,8 @@ pub struct Plan {
     pub packed: bool,
     /// Entries of the ring.
     pub size: u16,
+    /// Where the indices of a split ring begin.
+    pub index: u16,
     /// Whether event indices are in use.
     pub event_idx: bool,
     /// Whether the guest asks for one more while nobody serves it.

@@ -60,6 +60,27 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// A driver with an empty split ring whose indices have come as far as `index`, as that of a
+    /// guest that has been running for a while.
+    ///
+    /// # Errors
+    /// When the layout does not lie in mapped memory.
+    ///
+    /// # Panics
+    /// When the ring cannot have this size.
+    pub fn new_at(
+        mem: &impl SharedMemory,
+        layout: Layout,
+        event_idx: bool,
+        index: u16,
+    ) -> Result<Self, OutOfRegion> {
+        let mut driver = Self::new(mem, layout, event_idx)?;
+        if let Side::Split(split) = &mut driver.side {
+            *split = Split::at(mem, &layout, index)?;
+        }
+        Ok(driver)
+    }
+
     /// A driver with an empty ring, which is zeroed in memory.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The driver side of a split ring: indices that run freely, one for each direction.
 
-use sluice_core::memory::SharedMemory;
+use sluice_core::memory::{OutOfRegion, SharedMemory};
 use sluice_core::virtqueue::layout::{
     AVAIL_IDX, AVAIL_NO_INTERRUPT, AVAIL_RING, DESC_BYTES, DESC_NEXT, Descriptor, USED_IDX,
     USED_NO_NOTIFY, USED_RING, UsedElement, avail_event_offset, used_event_offset,
@@ -26,6 +26,17 @@ pub(super) struct Split {
 }
 
 impl Split {
+    /// Where a driver stands whose ring, empty by now, has come as far as `index`.
+    pub(super) fn at(
+        mem: &impl SharedMemory,
+        layout: &Layout,
+        index: u16,
+    ) -> Result<Self, OutOfRegion> {
+        mem.store_release_u16(layout.region, layout.avail + AVAIL_IDX, index)?;
+        mem.store_release_u16(layout.region, layout.used + USED_IDX, index)?;
+        Ok(Self { avail: index, exposed: index, asked: index, used: index, seen_used: index })
+    }
+
     /// Writes an available entry.
     #[inline]
     pub(super) fn offer(&mut self, mem: &impl SharedMemory, layout: &Layout, head: u16) {

@@ -205,9 +205,10 @@ fn chains(
     if !members.is_all() {
         return Err(InflightFault::Count.into());
     }
+    let cut = if planted(Fault::OrderCutPacked) { 0xffff } else { u64::MAX };
     let order = |&id: &u16| {
         let id = usize::from(id);
-        core::cmp::Reverse((counters[id], inflight.head[id]))
+        core::cmp::Reverse((counters[id] & cut, inflight.head[id]))
     };
     again.sort_unstable_by_key(order);
     Ok((again, taken))

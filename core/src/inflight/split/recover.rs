@@ -135,7 +135,8 @@ fn last_batch(
 fn in_order(records: &[Record]) -> Resubmission {
     let marked = (0..).zip(records).filter(|(_, record)| record.inflight == 1);
     let mut heads: Resubmission = marked.map(|(head, _)| head).collect();
-    let taken = |&head: &u16| (records[usize::from(head)].counter.get(), head);
+    let cut = if planted(Fault::OrderCut) { 0xffff } else { u64::MAX };
+    let taken = |&head: &u16| (records[usize::from(head)].counter.get() & cut, head);
     heads.sort_unstable_by_key(|head| core::cmp::Reverse(taken(head)));
     if planted(Fault::OrderReversed) {
         heads.reverse();
