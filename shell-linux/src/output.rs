@@ -35,7 +35,7 @@ pub fn path(path: &Path) -> String {
 /// Prints one JSON value on a line.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(format!("{}\n", json(value)?))
 }

@@ -41,7 +41,10 @@ fn a_killed_daemon_without_a_record_is_found_out() {
     assert!(!report["violations"].as_array().unwrap().is_empty());
 }
 
+/// Its front end talks all the time. A kill in the middle of a message takes the connection along,
+/// and the guest comes anew; nothing that was agreed upon is lost by either.
 //= spec/parking.md#PRK-2
+//= spec/parking.md#PRK-3
 //= spec/parking.md#PRK-8
 #[test]
 fn a_parked_connection_goes_on_by_itself() {
@@ -49,7 +52,8 @@ fn a_parked_connection_goes_on_by_itself() {
         let parked = ["--kill", "25", "--parked", "--queues", "2"];
         let (output, report) = verify(&[&parked, rings].concat());
         assert_eq!(report["verdict"], "PASS", "{report} {output:?}");
-        assert_eq!((&report["kills"], &report["reconnects"]), (&25.into(), &0.into()));
+        assert_eq!(report["kills"], 25);
+        assert!(report["messages"].as_u64().unwrap() > 0, "{report}");
     }
 }
 

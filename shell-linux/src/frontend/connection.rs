@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::memory::GUEST;
 use super::wire::Socket;
-use super::{GuestMemory, InflightRegion, Queue, Wires};
+use super::{GuestMemory, InflightRegion, Wires};
 
 /// Protocol features that are used if the back end has them.
 const PROTOCOL: Protocol = Protocol::MQ
@@ -42,7 +42,7 @@ const KNOWN: BlkFeatures = BlkFeatures::SEG_MAX
 /// A connection up to `DRIVER_OK`, and the device behind it.
 #[derive(Debug)]
 pub struct Connection {
-    socket: Socket,
+    pub(super) socket: Socket,
     protocol: Protocol,
     features: BlkFeatures,
     config: BlkConfig,
@@ -193,8 +193,8 @@ impl Connection {
     /// # Errors
     /// When the back end refuses it.
     pub fn start(&self, memory: &GuestMemory, queue: &Wires, base: u32) -> anyhow::Result<()> {
-        let Wires { index, layout, kick, call } = queue;
-        let index = u32::from(*index);
+        let Wires { index, layout, kick, call, .. } = queue;
+        let (index, call) = (u32::from(*index), call.get());
         let state = |request, value: u32| {
             let state = VhostUserVringState::new(index, value);
             self.socket.tell(request, state.as_slice(), &[])
@@ -207,22 +207,11 @@ impl Connection {
         let rings = VhostUserVringAddr::new(index, flags, desc, used, avail, 0);
         self.socket.tell(FrontendReq::SET_VRING_ADDR, rings.as_slice(), &[])?;
         let number = VhostUserU64::new(index.into());
-        let events = [(FrontendReq::SET_VRING_CALL, call), (FrontendReq::SET_VRING_KICK, kick)];
+        let events = [(FrontendReq::SET_VRING_CALL, &*call), (FrontendReq::SET_VRING_KICK, kick)];
         for (request, fd) in events {
             self.socket.tell(request, number.as_slice(), &[fd.as_fd()])?;
         }
         state(FrontendReq::SET_VRING_ENABLE, 1)
-    }
-
-    /// Stops a queue when all its requests came back. Says at which available index.
-    ///
-    /// # Errors
-    /// When the back end does not answer.
-    pub fn stop(&self, queue: &Queue) -> anyhow::Result<u32> {
-        let state = VhostUserVringState::new(queue.index().into(), 0);
-        let answer: VhostUserVringState =
-            self.socket.ask(FrontendReq::GET_VRING_BASE, state.as_slice())?;
-        Ok(answer.num)
     }
 
     /// Waits this long, or until the back end is gone, which it says.
@@ -239,7 +228,7 @@ fn hello(path: &Path) -> anyhow::Result<(Socket, BlkFeatures)> {
     Ok((socket, BlkFeatures::from_bits_truncate(offered)))
 }
 
-fn read_config(socket: &Socket) -> anyhow::Result<BlkConfig> {
+pub(super) fn read_config(socket: &Socket) -> anyhow::Result<BlkConfig> {
     let mut config = BlkConfig::new_zeroed();
     let size = u32::try_from(config.as_bytes().len()).context("configuration space")?;
     let head = VhostUserConfig::new(0, size, VhostUserConfigFlags::empty());

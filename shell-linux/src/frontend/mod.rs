@@ -9,6 +9,7 @@ mod memory;
 mod inflight;
 mod queue;
 mod connection;
+mod running;
 
 pub use connection::Connection;
 pub use inflight::InflightRegion;

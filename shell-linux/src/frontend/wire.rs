@@ -26,7 +26,7 @@ const NEED_REPLY: u32 = 1 << 3;
 const HEADER_BYTES: usize = 12;
 
 /// How long a back end may think about one message.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The front end's end of the socket.
 #[derive(Debug)]

@@ -130,6 +130,7 @@ impl<'a> Checked<'a> {
                 reaped += 1;
             }
             if reaped > 0 {
+                self.queue.note_seen();
                 self.shared.done.fetch_add(reaped, Ordering::Relaxed);
                 return Ok(());
             }
@@ -210,11 +211,13 @@ impl<'a> Checked<'a> {
         };
         let tag = self.queue.driver.add(&self.mem, &spec).context("the ring is full")?;
         self.slots[usize::from(tag.0)] = slot;
+        self.shared.asks(self.queue.index(), tag.0);
         Ok(())
     }
 
     fn complete(&mut self, done: Completion) -> anyhow::Result<()> {
         let slot = self.slots[usize::from(done.tag.0)];
+        self.shared.came_back(self.queue.index(), done.tag.0);
         let request = &mut self.requests[usize::from(slot)];
         let Plan { what, first, sectors, .. } = request.plan;
         let bytes = 512 * u64::from(sectors);

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use sluice_core::blk::BlkFeatures;
 use sluice_core::limits::QUEUE_SIZE_MAX;
+use sluice_core::memory::Segment;
+use sluice_core::virtqueue::layout::desc_table_bytes;
+use sluice_sim::crash::{in_flight, in_flight_packed};
 use sluice_sim::driver::Layout;
 
 use crate::frontend::{Connection, GUEST, GuestMemory, InflightRegion, Queue, REGION, Wires};
@@ -143,6 +146,27 @@ impl Guest {
             connection.start(&self.memory, wires, wires.known_base(mem)?)?;
         }
         Ok(())
+    }
+
+    /// What a dead back end has left under way, by the record of it, in the order in which it was
+    /// taken. Nothing where that is not tracked.
+    ///
+    /// # Errors
+    /// What is impossible about it.
+    pub(super) fn left(&self, wires: &Wires, mem: &Mappings) -> anyhow::Result<Vec<u16>> {
+        let Some(region) = &self.inflight else { return Ok(Vec::new()) };
+        let layout = wires.layout();
+        let area = region.area(wires.index(), layout.packed)?;
+        let left = if layout.packed {
+            let bytes = u32::try_from(desc_table_bytes(layout.size))?;
+            let mut ring = vec![0; bytes as usize];
+            let place = Segment::new(layout.region, layout.desc, bytes);
+            mem.copy_out(place, &mut ring).ok().context("rings outside memory")?;
+            in_flight_packed(&area, &ring)
+        } else {
+            in_flight(&area, u16::try_from(wires.known_base(mem)?)?)
+        };
+        left.map_err(|what| anyhow!(what))
     }
 
     /// Offset of the data of one request of a queue.

@@ -6,19 +6,22 @@
 //! again and hands over memory, the record of requests in flight, and rings.
 
 use core::fmt;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use sluice_sim::prng::Prng;
 use tempfile::TempDir;
 
-use super::link::{LOOK, Link};
+use super::guest::Guest;
+use super::link::{LOOK, Link, settle};
 use super::shared::Shared;
+use super::talk::Talk;
+use crate::frontend::Wires;
 use crate::size::parse_size;
 
 /// A daemon to kill, instead of a disk to check.
@@ -47,7 +50,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 20, requires = "kills")]
     life_ms: u64,
 
-    /// With --kill: the daemon parks its connection with a keeper, so that none is made anew.
+    /// With --kill: the daemon parks its connection with a keeper, so that none is made anew unless
+    /// it is killed in the middle of a message. Rings are stopped and started, memory comes and goes,
+    /// and descriptors are exchanged all the time.
     #[arg(long, requires = "kills")]
     parked: bool,
 
@@ -82,6 +87,8 @@ pub(super) struct Kills {
     kills: u32,
     /// Of these, kills before the guest was served again.
     early: u32,
+    /// Messages over connections that lasted.
+    messages: u64,
     /// From a kill, or the last of several on end, to the next request that came back: half of the
     /// time no longer than this, and the longest.
     stall_ms_median: f64,
@@ -90,13 +97,20 @@ pub(super) struct Kills {
 
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kills, early, stall_ms_median, stall_ms_max } = self;
+        let Self { kills, early, messages, stall_ms_median, stall_ms_max } = self;
         write!(
             f,
-            "{kills} kills, {early} of them during recovery; \
+            "{kills} kills, {early} of them during recovery; {messages} messages; \
              from kill to next answer {stall_ms_median:.1} ms in the middle, {stall_ms_max:.1} ms at most"
         )
     }
+}
+
+/// How the guest gets from one daemon to the next: its front end connects anew, or it is parked and
+/// talked to by somebody else.
+enum Way<'l, 'a> {
+    Anew(&'l mut Link<'a>),
+    Parked(&'a Guest, &'a [Wires]),
 }
 
 /// The daemon, and everything it needs to come back.
@@ -124,7 +138,7 @@ impl Victim {
             .with_context(|| format!("making {}", image.display()))?;
         let text = |path: &Path| path.display().to_string();
         let mut command: Vec<_> =
-            ["--log", "warn", "serve-one", "--queues"].map(str::to_owned).into();
+            ["--log", "error", "serve-one", "--queues"].map(str::to_owned).into();
         command.extend([queues.to_string(), "--late-us".to_owned(), args.late_us.to_string()]);
         command.extend(["--blk-file".to_owned(), text(&image)]);
         command.extend(["--socket-path".to_owned(), text(&socket(directory.path()))]);
@@ -150,10 +164,34 @@ impl Victim {
         socket(self.directory.path())
     }
 
-    /// Kills the daemon as often as it is to be, under a guest's load, or until that is over.
+    /// Kills the daemon as often as it is to be, under a guest's load, or until that is over. Over
+    /// a connection that lasts the front end goes on talking meanwhile.
     pub(super) fn run(
         &mut self,
         link: &mut Link<'_>,
+        shared: &Shared,
+        tick: impl FnMut(u32) -> bool,
+    ) -> anyhow::Result<()> {
+        if !self.parked {
+            return self.kill_all(Way::Anew(link), shared, tick);
+        }
+        let over = AtomicBool::new(false);
+        let mut talk = Talk::new(link, self.prng.fork());
+        let way = Way::Parked(talk.guest(), talk.wires());
+        std::thread::scope(|scope| {
+            let talking = scope.spawn(|| talk.run(shared, &over));
+            let killed = self.kill_all(way, shared, tick);
+            over.store(true, Ordering::Relaxed);
+            let said = talking.join().map_err(|_| anyhow!("a thread panicked"))?;
+            killed?;
+            self.found.messages = said?;
+            Ok(())
+        })
+    }
+
+    fn kill_all(
+        &mut self,
+        mut way: Way<'_, '_>,
         shared: &Shared,
         mut tick: impl FnMut(u32) -> bool,
     ) -> anyhow::Result<()> {
@@ -161,19 +199,26 @@ impl Victim {
             std::thread::sleep(self.below(self.life));
             let mut killed = Instant::now();
             self.daemon.kill().context("killing the daemon")?;
-            let before = self.restart(link, shared)?;
+            let before = self.restart(&way, shared)?;
             while self.found.kills < self.kills && self.prng.chance(EARLY_PER_MILLE) {
-                self.kill_early(link, shared)?;
+                self.kill_early(&way, shared)?;
                 killed = Instant::now();
                 self.found.early += 1;
-                self.restart(link, shared)?;
+                self.restart(&way, shared)?;
             }
-            if !self.parked {
+            if let Way::Anew(link) = &mut way {
                 link.reconnect(shared, || self.check())?;
             }
             while shared.done.load(Ordering::Relaxed) == before && tick(self.found.kills) {
-                if link.wait_closed(LOOK) {
-                    link.reconnect(shared, || self.check())?;
+                match &mut way {
+                    Way::Anew(link) if link.wait_closed(LOOK) => {
+                        link.reconnect(shared, || self.check())?;
+                    }
+                    Way::Anew(_) => {}
+                    Way::Parked(..) => {
+                        std::thread::sleep(LOOK);
+                        self.check()?;
+                    }
                 }
                 ensure!(killed.elapsed() < PATIENCE, "nothing came back after a restart");
             }
@@ -209,17 +254,20 @@ impl Victim {
 
     /// Waits for the end of a daemon that was killed, and starts its successor. Says how many
     /// requests had come back when it was dead.
-    fn restart(&mut self, link: &Link<'_>, shared: &Shared) -> anyhow::Result<u64> {
+    fn restart(&mut self, way: &Way<'_, '_>, shared: &Shared) -> anyhow::Result<u64> {
         let status = self.daemon.wait().context("waiting for the daemon")?;
         ensure!(status.code().is_none(), "the daemon ended by itself: {status}");
         self.found.kills += 1;
-        let done = link.settle(shared)?;
+        let done = match way {
+            Way::Anew(link) => settle(link.guest(), link.wires(), shared)?,
+            Way::Parked(guest, wires) => settle(guest, wires, shared)?,
+        };
         self.daemon = start(&self.command)?;
         Ok(done)
     }
 
     /// Kills it before or while it recovers.
-    fn kill_early(&mut self, link: &Link<'_>, shared: &Shared) -> anyhow::Result<()> {
+    fn kill_early(&mut self, way: &Way<'_, '_>, shared: &Shared) -> anyhow::Result<()> {
         let delay = self.below(EARLY_MAX);
         let pid = Pid::from_child(&self.daemon);
         let process = pidfd_open(pid, PidfdFlags::empty()).context("the daemon's process")?;
@@ -230,7 +278,7 @@ impl Victim {
             });
             while !self.is_dead()? {
                 // It is to fail in the middle, or be served for a moment.
-                if !self.parked {
+                if let Way::Anew(link) = way {
                     link.visit(shared);
                 }
                 std::thread::sleep(LOOK);

@@ -9,6 +9,7 @@ mod load;
 mod plan;
 mod report;
 mod shared;
+mod talk;
 mod shell;
 pub mod bench;
 pub mod demo;

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     deaths: AtomicU64,
     /// Of how many of them each queue has seen all that they gave back.
     seen: Vec<AtomicU64>,
+    /// What each queue waits for, by the names of its chains, in the order in which it was asked.
+    asked: Vec<Mutex<Vec<u16>>>,
 }
 
 /// What was done.
@@ -56,7 +58,23 @@ impl Shared {
             abort: AtomicBool::new(false),
             deaths: AtomicU64::new(0),
             seen: (0..queues).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            asked: (0..queues).map(|_| Mutex::default()).collect(),
         }
+    }
+
+    /// A queue asks for something, by the name of its chain; nobody can see it before.
+    pub(super) fn asks(&self, queue: u16, name: u16) {
+        self.asked(queue).push(name);
+    }
+
+    /// It has come back.
+    pub(super) fn came_back(&self, queue: u16, name: u16) {
+        self.asked(queue).retain(|&other| other != name);
+    }
+
+    /// What a queue waits for, in the order in which it was asked.
+    pub(super) fn asked(&self, queue: u16) -> MutexGuard<'_, Vec<u16>> {
+        self.asked[usize::from(queue)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One more back end has died. Says how many that are.

@@ -21,7 +21,7 @@ use super::checked::Checked;
 use super::consent;
 use super::guest::{Guest, Wish, connect, parse_seconds};
 use super::kill::{self, Kills, Victim};
-use super::link::Link;
+use super::link::{Link, settle};
 use super::plan::{self, Area, SEGMENTS_MAX};
 use super::shared::{Shared, Tally};
 use crate::frontend::{Queue, Wires};
@@ -185,7 +185,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tally = Mutex::default();
     let queues = core::mem::take(&mut guest.queues);
     let wires = queues.iter().map(Queue::share_wires).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut link = Link::new(&guest, socket_path, &wires)?;
+    let mut link = Link::new(&guest, socket_path, &wires);
     let run =
         Run { args, guest: &guest, wires: &wires, shared: &shared, area, seed, tally: &tally };
     let done = run.verify(queues, &mut link, victim.as_mut());
@@ -318,7 +318,8 @@ impl Run<'_> {
         while !is_over() {
             let mut gone = link.wait_closed(Duration::from_millis(20));
             if gone && self.args.reconnect && !is_over() {
-                let again = link.settle(shared).and_then(|_| link.reconnect(shared, || Ok(())));
+                let again = settle(self.guest, self.wires, shared)
+                    .and_then(|_| link.reconnect(shared, || Ok(())));
                 gone = again.is_err();
             }
             let done = shared.done.load(Ordering::Relaxed);

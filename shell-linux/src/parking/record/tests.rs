@@ -67,6 +67,43 @@ fn a_record_replayed_gives_the_same_record() {
     assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 12, 10, 11]);
 }
 
+/// A ring writes as soon as it runs, into memory that has to be there, with what it takes on record
+/// and every page of it in the log.
+//= spec/parking.md#PRK-3
+#[test]
+fn memory_record_and_log_are_replayed_before_any_ring() {
+    use ControlEvent as E;
+    let mut record = negotiated();
+    record.note(&E::SetVringKick { index: 1 }, &[], Some(13));
+    record.note(&E::SetVringNum { index: 1, size: 128 }, &[], None);
+    for features in [1 << 32, 1 << 32 | 1 << 26 | 1 << 34] {
+        record.note(&E::SetFeatures(features), &[], None);
+        let all = events(&record);
+        let place = |is: fn(&E) -> bool| all.iter().rposition(|replayed| is(&replayed.event));
+        let last = [
+            place(|event| matches!(event, E::AddMemRegion(_))),
+            place(|event| matches!(event, E::SetInflight { .. })),
+            place(|event| matches!(event, E::SetLogBase { .. })),
+        ];
+        let ring = |event: &E| matches!(event, E::SetVringNum { .. } | E::SetVringKick { .. });
+        let first = all.iter().position(|replayed| ring(&replayed.event)).unwrap();
+        assert!(last.iter().all(|&at| at.unwrap() < first), "{last:?} {first}");
+    }
+    // And each ring's kick behind everything else that it goes by.
+    let all = events(&negotiated());
+    let of = |is: fn(&E) -> bool| all.iter().position(|replayed| is(&replayed.event)).unwrap();
+    let kick = of(|event| matches!(event, E::SetVringKick { index: 0 }));
+    for before in [
+        of(|event| matches!(event, E::SetVringNum { index: 0, .. })),
+        of(|event| matches!(event, E::SetVringBase { index: 0, .. })),
+        of(|event| matches!(event, E::SetVringAddr { index: 0, .. })),
+        of(|event| matches!(event, E::SetVringCall { index: 0 })),
+        of(|event| matches!(event, E::SetVringErr { index: 0 })),
+    ] {
+        assert!(before < kick);
+    }
+}
+
 /// No index in memory says where a packed ring stands; its area does, whatever the base is.
 //= spec/parking.md#PRK-3
 #[test]
