@@ -1,9 +1,14 @@
 //! What has no safe form elsewhere.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use anyhow::ensure;
+use landlock::RulesetCreated;
+use rustix::process::Signal;
+use seccompiler::BpfProgram;
 
 /// Takes over a descriptor that the parent process left open for this one.
 ///
@@ -112,4 +117,45 @@ fn byte_lock(
     // SAFETY: the descriptor is open, and `lock` lives until the call returns.
     let done = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, &raw mut lock) };
     if done == 0 { Ok(lock) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this program was started with a signal ignored.
+#[must_use]
+pub fn ignored(signal: i32) -> bool {
+    let mut now = core::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call only fills in the present one, for which there is
+    // room; all bytes of it are written when it succeeds.
+    unsafe {
+        libc::sigaction(signal, core::ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Lets what `command` starts end with this thread, keep some descriptors, and be confined.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    rules: RulesetCreated,
+    filter: BpfProgram,
+    handed: Vec<RawFd>,
+) {
+    let (parent, mut rules) = (rustix::process::getpid(), Some(rules));
+    let confine = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        for &fd in &handed {
+            // SAFETY: the caller's file is open under this number while it starts the child.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+        rules.take().map(RulesetCreated::restrict_self).transpose().map_err(|_| refused())?;
+        seccompiler::apply_filter(&filter).map_err(|_| refused())
+    };
+    // SAFETY: between fork and exec only system calls are made: nothing is allocated or locked,
+    // and what the closure names was made before and is its own.
+    unsafe {
+        command.pre_exec(confine);
+    }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use sluice_linux::image::{Catalog, Fault, Format, Name};
+use sluice_linux::image::{Catalog, Fault, Format, ImportOptions, Name};
 use sluice_linux::store::{Captured, OpenOptions, Store, marker};
 use tempfile::TempDir;
 
@@ -22,6 +22,10 @@ fn room() -> Room {
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
+}
+
+fn plain() -> ImportOptions {
+    ImportOptions::default()
 }
 
 fn quiet(_: u64, _: u64) {}
@@ -141,7 +145,7 @@ fn a_served_image_is_left_alone_before_its_first_io() {
         [
             refused(images.clone_image(&a, &name("c"), true, &quiet)),
             refused(images.export(&a, &elsewhere, Format::Raw, false, &quiet, &silent)),
-            refused(images.import(&path, &name("c"), None, &quiet, &silent)),
+            refused(images.import(&path, &name("c"), &plain(), &quiet, &silent)),
         ]
     };
     let check = |refusals: &[(u8, String)]| {
@@ -159,7 +163,7 @@ fn a_served_image_is_left_alone_before_its_first_io() {
     let reader = serve(true);
     check(&changes());
     images.clone_image(&a, &name("c"), true, &quiet).unwrap();
-    images.import(&path, &name("d"), None, &quiet, &silent).unwrap();
+    images.import(&path, &name("d"), &plain(), &quiet, &silent).unwrap();
     drop(reader);
     images.export(&b, &path, Format::Raw, true, &quiet, &silent).unwrap();
     assert!(images.about(&a).unwrap().in_use.is_none());
@@ -217,7 +221,7 @@ fn commands_leave_images_alone_that_qemu_has() {
         refused(images.resize(&a, 2 * MIB, false)),
         refused(images.clone_image(&a, &name("b"), true, &quiet)),
         refused(images.export(&a, &elsewhere, Format::Raw, false, &quiet, &silent)),
-        refused(images.import(&images.path(&a), &name("b"), None, &quiet, &silent)),
+        refused(images.import(&images.path(&a), &name("b"), &plain(), &quiet, &silent)),
     ] {
         assert!(code == 5 && said.contains("qemu-io"), "{said}");
     }
@@ -243,7 +247,10 @@ fn raw_files_come_in_and_go_out() {
     let notes = std::cell::RefCell::new(Vec::new());
     let note = |text| notes.borrow_mut().push(text);
     let a = name("a");
-    let about = images.import(&source, &a, None, &quiet, &note).unwrap();
+    let (code, said) = refused(images.import(&source, &a, &plain(), &quiet, &note));
+    assert!(code == 2 && said.contains("--pad adds 412 zeroes"), "{said}");
+    let padding = ImportOptions { pad: true, ..plain() };
+    let about = images.import(&source, &a, &padding, &quiet, &note).unwrap();
     assert_eq!(about.bytes, 32 * MIB + 512);
     assert!(about.allocated_bytes < MIB);
     assert!(notes.borrow()[0].contains("multiple of 512"), "{notes:?}");
@@ -259,17 +266,17 @@ fn raw_files_come_in_and_go_out() {
     let directory = images.export(&a, dir.path(), Format::Raw, true, &quiet, &note);
     assert_eq!(refused(directory).0, 2);
 
-    assert_eq!(refused(images.import(&source, &a, None, &quiet, &note)).0, 5);
+    assert_eq!(refused(images.import(&source, &a, &plain(), &quiet, &note)).0, 5);
     let nothing = dir.path().join("nothing");
-    assert_eq!(refused(images.import(&nothing, &name("b"), None, &quiet, &note)).0, 4);
+    assert_eq!(refused(images.import(&nothing, &name("b"), &plain(), &quiet, &note)).0, 4);
     assert_eq!(
         refused(images.export(&name("b"), &nothing, Format::Raw, false, &quiet, &note)).0,
         4
     );
-    assert_eq!(refused(images.import(dir.path(), &name("b"), None, &quiet, &note)).0, 1);
+    assert_eq!(refused(images.import(dir.path(), &name("b"), &plain(), &quiet, &note)).0, 2);
     let empty = dir.path().join("empty");
     std::fs::write(&empty, b"").unwrap();
-    assert_eq!(refused(images.import(&empty, &name("b"), None, &quiet, &note)).0, 1);
+    assert_eq!(refused(images.import(&empty, &name("b"), &plain(), &quiet, &note)).0, 1);
     assert_eq!(files(images.dir()), 1, "refusals leave nothing behind");
 }
 
@@ -314,62 +321,4 @@ fn f31_poison_goes_by_command_or_with_the_image() {
     // A removal was cut short: the next image of that name is another.
     marker::set(&images.path(&a)).unwrap();
     assert!(!images.create(&a, MIB, false).unwrap().poisoned);
-}
-
-#[test]
-fn formats_are_told_by_their_first_bytes() {
-    let mut vdi = [0; 68];
-    vdi[64..].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
-    let cases: [(&[u8], Format); 7] = [
-        (b"QFI\xfb", Format::Qcow2),
-        (b"KDMV", Format::Vmdk),
-        (b"# Disk DescriptorFile", Format::Vmdk),
-        (b"vhdxfile", Format::Vhdx),
-        (b"conectix", Format::Vpc),
-        (&vdi, Format::Vdi),
-        (b"\xeb\x63\x90", Format::Raw),
-    ];
-    for (head, format) in cases {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(head, 0).unwrap();
-        file.set_len(512).unwrap();
-        assert_eq!(Format::of(&file), format);
-    }
-    assert_eq!(Format::of(&tempfile::tempfile().unwrap()), Format::Raw);
-}
-
-#[test]
-fn other_formats_go_through_qemu_img() {
-    let Room { images, dir } = &room();
-    let (a, b) = (name("a"), name("b"));
-    images.create(&a, 8 * MIB, false).unwrap();
-    let bytes: Vec<u8> = (0..100_000_u32).map(|i| i.to_le_bytes()[1] | 1).collect();
-    let file = std::fs::File::options().write(true).open(images.path(&a)).unwrap();
-    file.write_all_at(&bytes, 3 * MIB).unwrap();
-    let qcow2 = dir.path().join("a.qcow2");
-    let made = images.export(&a, &qcow2, Format::Qcow2, false, &quiet, &silent);
-    let installed = std::process::Command::new("qemu-img").arg("--version").output().is_ok();
-    if !installed {
-        let (code, said) = refused(made);
-        assert!(code == 1 && said.contains("qemu-utils"), "{said}");
-        println!("skipped the rest: no qemu-img");
-        return;
-    }
-    made.unwrap();
-    assert_eq!(Format::of(&std::fs::File::open(&qcow2).unwrap()), Format::Qcow2);
-    let notes = std::cell::RefCell::new(Vec::new());
-    let note = |text| notes.borrow_mut().push(text);
-    let about = images.import(&qcow2, &b, None, &quiet, &note).unwrap();
-    assert!(about.allocated_bytes < MIB, "{about:?}");
-    assert!(notes.borrow()[0].contains("read as qcow2"));
-    assert!(std::fs::read(images.path(&a)).unwrap() == std::fs::read(images.path(&b)).unwrap());
-    // What only looks like an image is refused, and nothing stays.
-    std::fs::write(
-        &qcow2,
-        b"QFI\xfb and nothing else for a long time, so that there is a header \
-        of the right length",
-    )
-    .unwrap();
-    assert_eq!(refused(images.import(&qcow2, &name("c"), None, &quiet, &note)).0, 1);
-    assert_eq!(files(images.dir()), 2);
 }

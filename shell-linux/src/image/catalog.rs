@@ -13,6 +13,7 @@ use super::claim::{absent, claim};
 use super::fault::Fault;
 use super::name::Name;
 use super::new::NewFile;
+use super::raw;
 use crate::size::show_size;
 use crate::store::lock::Access;
 use crate::store::{Holder, bytes, marker};
@@ -204,6 +205,8 @@ impl Catalog {
         poisoned: bool,
     ) -> Result<About, Fault> {
         let target = self.path(name);
+        // Where that cannot be written down, the name says it.
+        let _ = raw::mark(&new.file);
         if poisoned {
             marker::set(&target)?;
         } else {

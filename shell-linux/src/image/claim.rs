@@ -46,7 +46,7 @@ pub(super) fn claim_path(path: &Path, access: Access) -> Result<File, Fault> {
 
 /// Takes an open file until it is closed; refused while somebody uses it.
 //= spec/store.md#STO-17
-fn hold(file: &File, what: &str, access: Access) -> Result<(), Fault> {
+pub(super) fn hold(file: &File, what: &str, access: Access) -> Result<(), Fault> {
     let Err(obstacle) = take(file, access) else { return Ok(()) };
     match obstacle.explain(file) {
         Captured::Yes => Ok(()),

@@ -1,118 +1,66 @@
 //! Images from and to files elsewhere.
 
-use std::fmt;
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
 use super::catalog::{About, Catalog};
-use super::claim::claim_path;
+use super::converter;
 use super::copy::copy;
 use super::fault::Fault;
+use super::format::{Content, Format};
 use super::name::Name;
 use super::new::NewFile;
-use super::{Progress, qemu_img};
-use crate::store::lock::Access;
+use super::raw::{self, Known};
+use super::source::{Allowed, Opened, Source};
+use super::text::{self, shown};
+use super::{Note, Progress};
 
-/// How a file holds the bytes of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Byte for byte.
-    Raw,
-    /// QEMU's.
-    Qcow2,
-    /// VMware's.
-    Vmdk,
-    /// VirtualBox's.
-    Vdi,
-    /// Hyper-V's.
-    Vhdx,
-    /// Virtual PC's.
-    Vpc,
-}
+/// Bytes of a sector: every disk has a multiple of it.
+const SECTOR: u64 = 512;
 
-impl Format {
-    /// The format that the first bytes of a file tell of.
-    #[must_use]
-    pub fn of(file: &File) -> Self {
-        let mut head = [0; 68];
-        // What is too short for a header is raw.
-        if file.read_exact_at(&mut head, 0).is_err() {
-            return Self::Raw;
-        }
-        match &head {
-            [b'Q', b'F', b'I', 0xfb, ..] => Self::Qcow2,
-            [b'K', b'D', b'M', b'V', ..] => Self::Vmdk,
-            _ if head.starts_with(b"# Disk DescriptorFile") => Self::Vmdk,
-            _ if head.starts_with(b"vhdxfile") => Self::Vhdx,
-            _ if head.starts_with(b"conectix") => Self::Vpc,
-            _ if head.ends_with(&[0x7f, 0x10, 0xda, 0xbe]) => Self::Vdi,
-            _ => Self::Raw,
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    /// As qemu-img calls it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vmdk => "vmdk",
-            Self::Vdi => "vdi",
-            Self::Vhdx => "vhdx",
-            Self::Vpc => "vpc",
-        })
-    }
+/// How to take a file.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// What is in it; found out by its bytes otherwise.
+    pub format: Option<Format>,
+    /// Files that it may stand on.
+    pub allow: Vec<PathBuf>,
+    /// Whether zeroes may make it a multiple of 512 bytes.
+    pub pad: bool,
 }
 
 impl Catalog {
     /// Makes an image out of a file or block device. `note` is told what else is worth knowing.
     ///
     /// # Errors
-    /// When the file cannot be read, the name is taken, or a format needs qemu-img and there is
-    /// none.
+    /// When the file cannot be read or is not whole, when it has to be unpacked first, when it
+    /// stands on files that are not allowed, when the name is taken, or when a format needs
+    /// qemu-img and there is none.
     pub fn import(
         &self,
         from: &Path,
         name: &Name,
-        format: Option<Format>,
+        options: &ImportOptions,
         progress: Progress<'_>,
-        note: &dyn Fn(String),
+        note: Note<'_>,
     ) -> Result<About, Fault> {
-        let shown = from.display();
-        let mut file = claim_path(from, Access::Copy)?;
-        let bytes =
-            file.seek(SeekFrom::End(0)).with_context(|| format!("cannot measure {shown}"))?;
-        let format = format.unwrap_or_else(|| Format::of(&file));
         let target = self.vacant(name)?;
+        let allowed = Allowed::new(&options.allow)?;
+        let opened = Opened::new(from)?;
+        let format = options.format.map_or_else(|| found(&opened, note), Ok)?;
+        let source = Source::new(opened, format, &allowed)?;
+        let bytes = source.examine()?;
+        let padded = padded(&source.main, bytes, options.pad, note)?;
         let new = NewFile::beside(&target)?;
-        let bytes = if format == Format::Raw {
-            copy(&file, &new.file, bytes, progress)
-                .with_context(|| format!("cannot copy {shown}"))?;
-            bytes
+        if format == Format::Raw {
+            copy(&source.main.file, &new.file, bytes, progress)
+                .with_context(|| format!("cannot copy {}", shown(from)))?;
         } else {
-            // Said aloud: the bytes of a raw disk may be made to look like another format.
-            note(format!("{shown} is read as {format}; --format raw takes it as it is"));
-            let info = qemu_img::info(from, &format.to_string())?;
-            if let Some(backing) = &info.backing {
-                note(format!("{shown} stands on {backing}, which is read too"));
-            }
-            new.file.set_len(info.bytes).context("cannot make the image")?;
-            let into = (new.path(), "raw");
-            qemu_img::convert((from, &format.to_string()), into, info.bytes, progress)?;
-            info.bytes
-        };
-        if bytes == 0 {
-            return Err(Fault::Failed(anyhow!("{shown} is empty")));
+            new.file.set_len(bytes).context("cannot make the image")?;
+            source.convert(&new.file, bytes, progress)?;
         }
-        if !bytes.is_multiple_of(512) {
-            note(format!("{shown} has {bytes} bytes; zeroes make it a multiple of 512"));
-            new.file.set_len(bytes.next_multiple_of(512)).context("cannot make the image")?;
-        }
+        new.file.set_len(padded).context("cannot make the image")?;
         self.publish(new, name, false)
     }
 
@@ -128,33 +76,120 @@ impl Catalog {
         format: Format,
         replace: bool,
         progress: Progress<'_>,
-        note: &dyn Fn(String),
+        note: Note<'_>,
     ) -> Result<u64, Fault> {
-        let shown = into.display();
         let (file, bytes, poisoned) = self.source(name)?;
         if poisoned {
             note(format!("image {name} is poisoned: acknowledged writes may be missing from it"));
         }
-        match into.symlink_metadata() {
-            Ok(_) if !replace => {
-                return Err(Fault::Taken(format!("{shown} exists; give --force to replace it")));
-            }
-            Ok(about) if !about.is_file() => {
-                return Err(Fault::Usage(format!("{shown} is no regular file")));
-            }
-            _ => {}
-        }
-        let into = std::path::absolute(into).with_context(|| shown.to_string())?;
+        let shown = shown(into);
+        vacant(into, &shown, replace)?;
+        let into = std::path::absolute(into).with_context(|| shown.clone())?;
         let new = if replace { NewFile::instead_of(&into)? } else { NewFile::beside(&into)? };
         if format == Format::Raw {
             copy(&file, &new.file, bytes, progress)
                 .with_context(|| format!("cannot write {shown}"))?;
+            stays_raw(&new, &shown, bytes, note)?;
         } else {
-            let from = (self.path(name), "raw");
-            let to = (new.path(), format.to_string());
-            qemu_img::convert((&from.0, from.1), (to.0, &to.1), bytes, progress)?;
+            converter::make(&file, &into, &new.file, format, (bytes, progress))?;
+            same_size(Opened::made(&new.file, &into)?, format, bytes)?;
         }
         new.publish(&into, replace)?;
         Ok(bytes)
     }
+}
+
+/// Whether a file may be made here.
+//= spec/convert.md#CNV-11
+fn vacant(into: &Path, shown: &str, replace: bool) -> Result<(), Fault> {
+    let Ok(about) = into.symlink_metadata() else { return Ok(()) };
+    match text::kind(about.file_type()) {
+        Some(what) => {
+            Err(Fault::Usage(format!("{shown} is {what}; give the name of a file to be made")))
+        }
+        None if !about.is_file() => Err(Fault::Usage(format!("{shown} is no regular file"))),
+        None if !replace => {
+            Err(Fault::Taken(format!("{shown} exists; give --force to replace it")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The format that a file has by its bytes, if there is no doubt.
+//= spec/convert.md#CNV-2
+fn found(file: &Opened, note: Note<'_>) -> Result<Format, Fault> {
+    let name = shown(&file.path);
+    let content = Content::of(&file.file, file.bytes);
+    let content = content.with_context(|| format!("cannot read {name}"))?;
+    match content {
+        Content::Disk(Format::Raw) => Ok(Format::Raw),
+        _ if Known::of(&file.file) == Known::Raw => {
+            note(format!("{name} looks like {content}, but is known to be raw and taken as that"));
+            Ok(Format::Raw)
+        }
+        Content::Foreign(_) => Err(Fault::Usage(format!(
+            "{name} is {content}. First run `{}`, then import what that makes; --format raw takes \
+             it as it is",
+            content.first()
+        ))),
+        Content::Disk(format) if raw::is_named_raw(&file.path) => Err(Fault::Usage(format!(
+            "{name} is named like a raw disk and looks like {content}, as a guest can make its \
+             disk look: give --format raw if it was a guest's disk, or --format {format}"
+        ))),
+        Content::Disk(format) => {
+            // Said aloud: the bytes of a raw disk may be made to look like another format.
+            note(format!("{name} is read as {format}; --format raw takes it as it is"));
+            Ok(format)
+        }
+    }
+}
+
+/// The size that an image gets.
+//= spec/convert.md#CNV-9
+fn padded(file: &Opened, bytes: u64, pad: bool, note: Note<'_>) -> Result<u64, Fault> {
+    let name = shown(&file.path);
+    if bytes == 0 {
+        return Err(Fault::Failed(anyhow!("{name} is empty")));
+    }
+    let padded = bytes.checked_next_multiple_of(SECTOR).filter(|&size| i64::try_from(size).is_ok());
+    let padded =
+        padded.ok_or_else(|| Fault::Failed(anyhow!("{name} is too large: {bytes} bytes")))?;
+    let more = padded - bytes;
+    if more > 0 && !pad {
+        return Err(Fault::Usage(format!(
+            "{name} has {bytes} bytes, and a disk has a multiple of 512: it may be incomplete; if \
+             it is not, --pad adds {more} zeroes"
+        )));
+    }
+    if more > 0 {
+        note(format!("{name} has {bytes} bytes; {more} zeroes make it a multiple of 512"));
+    }
+    Ok(padded)
+}
+
+/// Keeps a raw disk from being taken for what its guest made it look like.
+//= spec/convert.md#CNV-4
+fn stays_raw(new: &NewFile, shown: &str, bytes: u64, note: Note<'_>) -> Result<(), Fault> {
+    let content = Content::of(&new.file, bytes).with_context(|| format!("cannot read {shown}"))?;
+    let marked = raw::mark(&new.file).is_ok();
+    if content != Content::Disk(Format::Raw) {
+        let by_name = if marked { "" } else { ", with `sluice image import --format raw` too" };
+        note(format!(
+            "the disk looks like {content}: say that {shown} is raw wherever it is opened{by_name}"
+        ));
+    }
+    Ok(())
+}
+
+/// What was made has to show the same disk.
+//= spec/convert.md#CNV-9
+fn same_size(new: Opened, format: Format, bytes: u64) -> Result<(), Fault> {
+    let made = Source::new(new, format, &Allowed::new(&[])?)?.examine()?;
+    if made == bytes {
+        return Ok(());
+    }
+    Err(Fault::Usage(format!(
+        "a disk of {bytes} bytes would become one of {made} in {format}: resize the image to that \
+         first, or choose another format"
+    )))
 }

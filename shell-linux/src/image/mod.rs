@@ -6,19 +6,36 @@
 mod catalog;
 mod claim;
 mod clone;
+mod converter;
 mod copy;
 mod fault;
+mod foreign;
+mod format;
 mod import;
 mod name;
 mod new;
 mod place;
-mod qemu_img;
+mod qcow2;
+mod raw;
+mod sandbox;
+mod source;
+mod text;
+mod unfinished;
+mod vmdk;
+mod vpc;
 
 pub use catalog::{About, Catalog};
 pub use fault::Fault;
-pub use import::Format;
+pub use foreign::Container;
+pub use format::{Content, Format};
+pub use import::ImportOptions;
 pub use name::Name;
 pub use place::{images_dir, state_dir};
+pub use raw::look_before_serving;
+pub use unfinished::goes_with_signals;
 
 /// Told how far a long operation has come: bytes done, and bytes there are.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
+
+/// Told what a person should know besides.
+pub type Note<'a> = &'a dyn Fn(String);

@@ -2,8 +2,8 @@
 
 use std::fs::{File, Permissions, read_dir, remove_file};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
 use anyhow::Context;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::claim::claim_path;
 use super::fault::Fault;
+use super::unfinished::Unfinished;
 use crate::store::lock::Access;
 use crate::store::marker;
 
@@ -21,8 +22,7 @@ const ENDING: &str = ".sluice-new";
 #[derive(Debug)]
 pub(super) struct NewFile {
     pub(super) file: File,
-    path: PathBuf,
-    published: bool,
+    name: Unfinished,
     /// What it takes the place of, kept from everybody else until then.
     replaced: Option<File>,
 }
@@ -35,14 +35,14 @@ impl NewFile {
         sweep(dir);
         let name = target.file_name().context("a file has a name")?.to_string_lossy();
         loop {
-            let path = dir.join(format!(".{name}.{}{ENDING}", random()?));
+            let name = Unfinished::new(dir.join(format!(".{name}.{}{ENDING}", random()?)));
             let file = File::options()
                 .read(true)
                 .write(true)
                 .create_new(true)
-                .open(&path)
+                .open(name.path())
                 .with_context(|| format!("cannot write in {}", dir.display()))?;
-            let this = Self { file, path, published: false, replaced: None };
+            let this = Self { file, name, replaced: None };
             this.file.set_permissions(Permissions::from_mode(0o600))?;
             // Tells those who sweep that somebody works on it; one of them may have been faster.
             flock(&this.file, FlockOperation::LockExclusive)?;
@@ -67,23 +67,23 @@ impl NewFile {
 
     /// Where it is for now, for other programs.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.name.path()
     }
 
     /// Makes it durable and gives it its name in one step, which nothing may have yet unless
     /// `replace` says so.
     //= spec/store.md#STO-18
-    pub(super) fn publish(mut self, target: &Path, replace: bool) -> Result<(), Fault> {
+    pub(super) fn publish(self, target: &Path, replace: bool) -> Result<(), Fault> {
         let shown = target.display();
         let sync = || format!("cannot make {shown} durable");
         self.file.sync_all().with_context(sync)?;
         let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match renameat_with(CWD, &self.path, CWD, target, flags) {
-            Ok(()) => self.published = true,
+        match renameat_with(CWD, self.path(), CWD, target, flags) {
+            Ok(()) => {}
             Err(Errno::EXIST) => return Err(Fault::Taken(format!("{shown} exists already"))),
             // The file system does not know the flag. A link never replaces either.
             Err(Errno::INVAL | Errno::NOSYS) if !replace => {
-                match std::fs::hard_link(&self.path, target) {
+                match std::fs::hard_link(self.path(), target) {
                     Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                         return Err(Fault::Taken(format!("{shown} exists already")));
                     }
@@ -101,14 +101,6 @@ impl NewFile {
     }
 }
 
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if !self.published {
-            let _ = remove_file(&self.path);
-        }
-    }
-}
-
 /// Removes files in the making that nobody works on any more.
 fn sweep(dir: &Path) {
     for entry in read_dir(dir).into_iter().flatten().flatten() {
@@ -117,7 +109,10 @@ fn sweep(dir: &Path) {
         if !name.starts_with('.') || !name.ends_with(ENDING) {
             continue;
         }
-        let Ok(file) = File::open(entry.path()) else { continue };
+        // A pipe of such a name would wait for somebody at its other end.
+        let mut how = File::options();
+        how.read(true).custom_flags(libc::O_NONBLOCK);
+        let Ok(file) = how.open(entry.path()) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = remove_file(entry.path());
         }

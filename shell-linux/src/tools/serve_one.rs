@@ -17,6 +17,7 @@ use sluice_core::device::DeviceId;
 use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
 use crate::control::{self, Options, Served, Socket};
+use crate::image::look_before_serving;
 use crate::mailbox::{Bell, Message, mailbox};
 use crate::output;
 use crate::parking::{self, Parking};
@@ -68,6 +69,9 @@ pub struct Args {
     fd: Option<i32>,
     #[command(flatten)]
     source: Source,
+    /// Serve the file byte for byte, whatever it looks like
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "blk_file")]
+    format: Option<ServedFormat>,
     /// Refuse to write
     #[arg(long)]
     read_only: bool,
@@ -121,6 +125,13 @@ struct Source {
     blk_memory: Option<u64>,
 }
 
+/// What is in the file, for one that looks like something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ServedFormat {
+    /// The bytes of a disk, and nothing else
+    Raw,
+}
+
 /// How a shard waits, as the command line says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PollMode {
@@ -140,6 +151,7 @@ impl Args {
             socket_path: Some(socket_path),
             fd: None,
             source: Source { blk_file: Some(blk_file), blk_null: None, blk_memory: None },
+            format: None,
             read_only: false,
             queues: QUEUES_PER_DEVICE_MAX,
             poll: PollMode::Adaptive,
@@ -166,6 +178,7 @@ impl Args {
     fn store(&self) -> anyhow::Result<Store> {
         let Source { blk_file, blk_null, blk_memory } = &self.source;
         if let Some(path) = blk_file {
+            look_before_serving(path, self.format.is_some(), self.read_only)?;
             return Store::open(
                 path,
                 OpenOptions { read_only: self.read_only, ..OpenOptions::default() },

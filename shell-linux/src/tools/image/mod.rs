@@ -9,7 +9,7 @@ use clap::{Args as ClapArgs, Subcommand};
 
 use self::bar::Bar;
 use self::show::Show;
-use crate::image::{Catalog, Fault, Format, Name, images_dir};
+use crate::image::{Catalog, Fault, Format, ImportOptions, Name, goes_with_signals, images_dir};
 use crate::output;
 use crate::size::parse_size;
 
@@ -101,9 +101,15 @@ enum Command {
     Import {
         file: PathBuf,
         name: Name,
-        /// What is in the file; found out by its first bytes otherwise
+        /// What is in the file; found out by its bytes otherwise
         #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
+        /// Let the image stand on this file too: its backing file, data file or extent
+        #[arg(long, value_name = "FILE")]
+        allow: Vec<PathBuf>,
+        /// Add zeroes where the file has no multiple of 512 bytes
+        #[arg(long)]
+        pad: bool,
     },
     /// Make a file of an image
     #[command(after_long_help = HELP)]
@@ -132,6 +138,7 @@ enum Command {
 /// # Errors
 /// When it cannot; a [`Fault`] says what a caller can do about it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    goes_with_signals()?;
     Ok(act(args)?)
 }
 
@@ -158,10 +165,11 @@ fn act(args: &Args) -> Result<(), Fault> {
             bar.end();
             show.one("made", &about?)
         }
-        Command::Import { file, name, format } => {
+        Command::Import { file, name, format, allow, pad } => {
             let bar = Bar::new("importing");
             let set = |done, all| bar.set(done, all);
-            let about = catalog.import(file, name, *format, &set, &note);
+            let options = ImportOptions { format: *format, allow: allow.clone(), pad: *pad };
+            let about = catalog.import(file, name, &options, &set, &note);
             bar.end();
             show.one("made", &about?)
         }
