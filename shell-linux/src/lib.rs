@@ -7,6 +7,7 @@ pub mod image;
 pub mod log;
 pub mod mailbox;
 pub mod mapping;
+pub mod notify;
 pub mod output;
 pub mod parking;
 pub mod shard_loop;

@@ -88,15 +88,16 @@ impl Place {
             .spawn()
             .unwrap();
         let daemon = Daemon(child);
-        until("a socket", || self.sockets(socket, true) > 0);
+        until("a socket", || self.sockets(socket, true) > 0 && self.path(socket).exists());
         daemon
     }
 
     /// Sockets of this name: those that listen, or those that are connected.
     fn sockets(&self, socket: &str, listening: bool) -> usize {
-        let name = self.path(socket).display().to_string();
+        // The kernel shows the hidden name by which they were bound.
+        let name = self.path(&format!(".{socket}.")).display().to_string();
         let all = std::fs::read_to_string("/proc/net/unix").unwrap();
-        let named = all.lines().filter(|line| line.ends_with(&name));
+        let named = all.lines().filter(|line| line.contains(&name) && line.contains(" 0001 "));
         named.filter(|line| line.contains(" 00010000 ") == listening).count()
     }
 

@@ -1,8 +1,8 @@
 //! Files in the making: nameless to everybody else until they are whole and durable.
 
-use std::fs::{File, Permissions, read_dir, remove_file};
+use std::fs::{File, read_dir, remove_file};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -40,13 +40,13 @@ impl NewFile {
                 .read(true)
                 .write(true)
                 .create_new(true)
+                .mode(0o600)
                 .open(name.path())
                 .with_context(|| format!("cannot write in {}", dir.display()))?;
             let this = Self { file, name, replaced: None };
-            this.file.set_permissions(Permissions::from_mode(0o600))?;
             // Tells those who sweep that somebody works on it; one of them may have been faster.
-            flock(&this.file, FlockOperation::LockExclusive)?;
-            if this.file.metadata()?.nlink() > 0 {
+            let locked = flock(&this.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if locked && this.file.metadata()?.nlink() > 0 {
                 return Ok(this);
             }
         }

@@ -6,18 +6,15 @@ use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// How long a store may not read what it is sent.
-const PATIENCE: Duration = Duration::from_secs(1);
+use crate::notify::{PATIENCE, connect_to_manager};
 
 /// Bytes of the longest message.
 const MESSAGE_BYTES: usize = 512;
@@ -27,30 +24,25 @@ const LISTEN_FDS_START: i32 = 3;
 
 /// The way to a store.
 #[derive(Debug)]
-pub struct FdStore(OwnedFd);
+pub struct FdStore {
+    socket: OwnedFd,
+    /// What a descriptor is put in with.
+    put: &'static str,
+}
 
 impl FdStore {
-    pub(super) fn new(socket: OwnedFd) -> anyhow::Result<Self> {
+    /// A keeper's, which looks at nothing that it holds.
+    pub(super) fn keeper(socket: OwnedFd) -> anyhow::Result<Self> {
         set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-        Ok(Self(socket))
+        Ok(Self { socket, put: "FDSTORE=1" })
     }
 
-    /// systemd's, if this service has one, and what is in it.
+    /// systemd's, if there is a service manager, and what is in it. It would drop a descriptor that
+    /// hangs up, and a successor would not learn that it had ever been there.
+    //= spec/parking.md#PRK-10
     pub(super) fn systemd() -> anyhow::Result<Option<(Self, BTreeMap<String, OwnedFd>)>> {
+        let Some(socket) = connect_to_manager()? else { return Ok(None) };
         let variable = |name| std::env::var(name).ok();
-        let (Some(path), Some(room)) = (variable("NOTIFY_SOCKET"), variable("FDSTORE")) else {
-            return Ok(None);
-        };
-        if room == "0" {
-            return Ok(None);
-        }
-        let address = match path.strip_prefix('@') {
-            Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-            None => SocketAddrUnix::new(path.as_str())?,
-        };
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        connect(&socket, &address).with_context(|| format!("NOTIFY_SOCKET {path}"))?;
         let ours = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
         let names = variable("LISTEN_FDNAMES").filter(|_| ours).unwrap_or_default();
         let mut found = BTreeMap::new();
@@ -59,7 +51,13 @@ impl FdStore {
                 found.insert(name.to_owned(), crate::sys::inherited(fd)?);
             }
         }
-        Ok(Some((Self::new(socket)?, found)))
+        Ok(Some((Self { socket, put: "FDSTORE=1\nFDPOLL=0" }, found)))
+    }
+
+    /// Whether the service manager says that it keeps descriptors. systemd before 254 keeps them
+    /// and does not say so.
+    pub(super) fn systemd_is_announced() -> bool {
+        std::env::var_os("FDSTORE").is_some_and(|room| room != "0")
     }
 
     /// Puts a copy of a descriptor in.
@@ -67,7 +65,7 @@ impl FdStore {
     /// # Errors
     /// When the store is gone or does not read.
     pub fn put(&self, name: &str, fd: BorrowedFd<'_>) -> anyhow::Result<()> {
-        send(self.0.as_fd(), &format!("FDSTORE=1\nFDNAME={name}"), &[fd])
+        send(self.socket.as_fd(), &format!("{}\nFDNAME={name}", self.put), &[fd])
             .with_context(|| format!("parking {name}"))
     }
 
@@ -76,18 +74,18 @@ impl FdStore {
     /// # Errors
     /// When the store is gone or does not read.
     pub fn remove(&self, name: &str) -> anyhow::Result<()> {
-        send(self.0.as_fd(), &format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])
+        send(self.socket.as_fd(), &format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])
             .with_context(|| format!("dropping {name}"))
     }
 
     /// Says something else.
     pub(super) fn say(&self, word: &str) -> anyhow::Result<()> {
-        send(self.0.as_fd(), word, &[])
+        send(self.socket.as_fd(), word, &[])
     }
 
     /// The next message.
     pub(super) fn hear(&self) -> anyhow::Result<(String, Option<OwnedFd>)> {
-        receive(self.0.as_fd())
+        receive(self.socket.as_fd())
     }
 }
 

@@ -7,14 +7,16 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with,
@@ -22,7 +24,11 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::fds::{self, FdStore};
-use crate::sys::peer_user;
+use crate::notify::PATIENCE;
+use crate::sys::{peer, peer_user};
+
+/// How long it may serve a predecessor that is dying.
+const DEATH: Duration = Duration::from_secs(30);
 
 const TAKE: &str = "TAKE";
 const END: &str = "END";
@@ -39,6 +45,9 @@ pub struct Args {
     grace_ms: u64,
 }
 
+/// Descriptors by name.
+type Held = BTreeMap<String, OwnedFd>;
+
 /// A daemon's view of its keeper.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -48,33 +57,40 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Finds the keeper of the disk at `socket`, and what it holds, or starts one.
-    pub(super) fn find_or_start(
-        socket: &Path,
-    ) -> anyhow::Result<(Self, FdStore, BTreeMap<String, OwnedFd>)> {
+    ///
+    /// Nothing is parked where the keeper's name is another user's: anybody can take a name in a
+    /// directory that is open to all, and that must not keep a disk from its guest.
+    //= spec/parking.md#PRK-6
+    //= spec/host.md#HOST-5
+    pub(super) fn find_or_start(socket: &Path) -> anyhow::Result<Option<(Self, FdStore, Held)>> {
         let path = path_beside(socket)?;
-        let dial = || seqpacket().and_then(|end| dial(&end, &path).map(|()| end));
-        let (process, end) = match dial() {
+        let us = rustix::process::geteuid().as_raw();
+        if let Some(uid) = owner(&path).filter(|&uid| uid != us) {
+            return Ok(squatted(&path, uid));
+        }
+        let (process, end) = match dial(&path) {
             Ok(end) => (None, end),
             Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                (Some(start(&path)?), dial().context("connecting to a new keeper")?)
+                (Some(start(&path)?), dial(&path).context("connecting to a new keeper")?)
             }
+            Err(Errno::AGAIN) => bail!("the keeper at {} does not answer; end it", path.display()),
             Err(error) => return Err(error).context("connecting to a keeper"),
         };
-        //= spec/parking.md#PRK-6
-        ensure!(
-            peer_user(&end)? == rustix::process::geteuid().as_raw(),
-            "the keeper at {} belongs to somebody else",
-            path.display()
-        );
-        let store = FdStore::new(end)?;
+        let peer = peer(&end)?;
+        if peer.uid != us {
+            return Ok(squatted(&path, peer.uid));
+        }
+        let store = FdStore::keeper(end)?;
         let mut found = BTreeMap::new();
         if process.is_none() {
             store.say(TAKE)?;
-            while let (name, Some(fd)) = store.hear().context("asking the keeper")? {
+            while let (name, Some(fd)) = store.hear().with_context(|| {
+                format!("the keeper, process {}, does not answer; end it", peer.pid)
+            })? {
                 found.insert(name, fd);
             }
         }
-        Ok((Self { process }, store, found))
+        Ok(Some((Self { process }, store, found)))
     }
 
     /// Lets it go.
@@ -100,8 +116,28 @@ fn seqpacket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-fn dial(end: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
-    connect(end, &SocketAddrUnix::new(path)?)
+/// Connects to a keeper, with bounds for all that it is asked.
+fn dial(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let end = seqpacket()?;
+    // This goes for a connection that nobody takes in, too.
+    set_socket_timeout(&end, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&end, Timeout::Recv, Some(DEATH))?;
+    connect(&end, &SocketAddrUnix::new(path)?)?;
+    Ok(end)
+}
+
+/// Whose a name is, if there is anything.
+fn owner(path: &Path) -> Option<u32> {
+    std::fs::symlink_metadata(path).ok().map(|about| about.uid())
+}
+
+fn squatted<T>(path: &Path, uid: u32) -> Option<T> {
+    tracing::warn!(
+        "nothing is parked: user {uid} has the keeper's name {}; have it removed, or keep sockets \
+         in a directory that is this user's alone",
+        path.display()
+    );
+    None
 }
 
 /// Binds the name and starts a process behind it. The caller has the disk's own socket, so nobody
@@ -116,6 +152,7 @@ fn start(path: &Path) -> anyhow::Result<Child> {
     listen(&listener, 8)?;
     let this = std::env::current_exe().context("finding this program")?;
     let mut keeper = Command::new(this);
+    keeper.env_remove("NOTIFY_SOCKET");
     keeper.args(["--log", "warn", "keeper", "--path"]).arg(path);
     keeper.stdin(Stdio::from(listener)).stdout(Stdio::null());
     keeper.spawn().context("starting a keeper")
@@ -151,7 +188,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Serves one daemon as long as it lives; `true` when it has ended in order. Its successor waits
 /// at the listener until it is dead altogether.
-fn serve(daemon: &OwnedFd, held: &mut BTreeMap<String, OwnedFd>) -> anyhow::Result<bool> {
+fn serve(daemon: &OwnedFd, held: &mut Held) -> anyhow::Result<bool> {
     loop {
         // A daemon that has died in the middle of sending is dead all the same.
         let Ok((message, fd)) = fds::receive(daemon.as_fd()) else { return Ok(false) };

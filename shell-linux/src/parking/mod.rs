@@ -29,8 +29,10 @@ use self::keeper::Keeper;
 /// Where descriptors are parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// In systemd's descriptor store, if the service has one; else nowhere
+    /// In systemd's descriptor store, if it says that the service has one; else nowhere
     Auto,
+    /// In systemd's descriptor store, which systemd before 254 keeps without saying so
+    Systemd,
     /// With a process of its own, which ends when the daemon ends in order
     Keeper,
     /// Nowhere
@@ -50,19 +52,27 @@ impl Parking {
     /// Opens the parking, with what is in it. A keeper is found, or put, beside `socket`.
     ///
     /// # Errors
-    /// When a keeper is wanted and cannot be had.
+    /// When a keeper or systemd's store is wanted and cannot be had. A keeper whose name another
+    /// user has is no error: nothing is parked then.
     pub fn open(choice: Choice, socket: Option<&Path>) -> anyhow::Result<Option<Self>> {
         match choice {
             Choice::Never => Ok(None),
-            Choice::Auto => Ok(FdStore::systemd()?.map(|(store, found)| Self {
-                store: Arc::new(store),
-                found,
-                keeper: None,
-            })),
+            Choice::Auto if !FdStore::systemd_is_announced() => Ok(None),
+            Choice::Auto => Ok(FdStore::systemd()?.map(Self::with_systemd)),
+            Choice::Systemd => {
+                let found = FdStore::systemd()?;
+                let found =
+                    found.context("--park systemd needs a service manager's NOTIFY_SOCKET")?;
+                Ok(Some(Self::with_systemd(found)))
+            }
             Choice::Keeper => {
                 let socket = socket.context("a keeper needs a --socket-path to be found by")?;
-                let (keeper, store, found) = Keeper::find_or_start(socket)?;
-                Ok(Some(Self { store: Arc::new(store), found, keeper: Some(keeper) }))
+                let found = Keeper::find_or_start(socket)?;
+                Ok(found.map(|(keeper, store, found)| Self {
+                    store: Arc::new(store),
+                    found,
+                    keeper: Some(keeper),
+                }))
             }
         }
     }
@@ -73,7 +83,11 @@ impl Parking {
     /// # Errors
     /// When that is no socket.
     pub fn over(socket: OwnedFd, found: BTreeMap<String, OwnedFd>) -> anyhow::Result<Self> {
-        Ok(Self { store: Arc::new(FdStore::new(socket)?), found, keeper: None })
+        Ok(Self { store: Arc::new(FdStore::keeper(socket)?), found, keeper: None })
+    }
+
+    fn with_systemd((store, found): (FdStore, BTreeMap<String, OwnedFd>)) -> Self {
+        Self { store: Arc::new(store), found, keeper: None }
     }
 
     /// The part of one disk.

@@ -12,6 +12,7 @@ use signal_hook::consts::SIGTERM;
 
 use super::shell::quote;
 use super::{qemu_args, serve_one};
+use crate::image::state_dir;
 use crate::output;
 use crate::size::parse_size;
 
@@ -33,9 +34,9 @@ Environment:
   XDG_STATE_HOME, HOME  where DIR is
   SLUICE_LOG            as --log")]
 pub struct Args {
-    /// Keep image and socket here
-    #[arg(long, value_name = "DIR", default_value_os_t = default_dir())]
-    dir: PathBuf,
+    /// Keep image and socket here [default: sluice/demo in the user's state directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Size of the disk when it is made
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     size: u64,
@@ -44,25 +45,21 @@ pub struct Args {
     verify: Option<u32>,
 }
 
-/// The user's state directory, as the XDG base directory specification has it.
-fn default_dir() -> PathBuf {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = || std::env::home_dir().map(|home| home.join(".local/state"));
-    let base = state.filter(|dir| dir.is_absolute()).or_else(home);
-    base.unwrap_or_else(std::env::temp_dir).join("sluice/demo")
-}
-
 /// Serves the demonstration disk until SIGTERM or SIGINT, or checks one and ends.
 ///
 /// # Errors
 /// When the image cannot be made, somebody serves it already, or the check fails.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&args.dir).with_context(|| format!("making {}", args.dir.display()))?;
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => state_dir()?.join("demo"),
+    };
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     if let Some(seconds) = args.verify {
-        return verify(args, seconds);
+        return verify(&dir, args.size, seconds);
     }
-    let image = args.dir.join("demo.raw");
-    let socket = args.dir.join("demo.sock");
+    let image = dir.join("demo.raw");
+    let socket = dir.join("demo.sock");
     if !image.exists() {
         make(&image, args.size)?;
     }
@@ -76,11 +73,11 @@ fn make(image: &Path, size: u64) -> anyhow::Result<()> {
 }
 
 /// Serves a disk of its own while another process of this program checks it.
-fn verify(args: &Args, seconds: u32) -> anyhow::Result<()> {
+fn verify(dir: &Path, size: u64, seconds: u32) -> anyhow::Result<()> {
     let name = format!("verify-{}", std::process::id());
-    let image = args.dir.join(format!("{name}.raw"));
-    let socket = args.dir.join(format!("{name}.sock"));
-    make(&image, args.size)?;
+    let image = dir.join(format!("{name}.raw"));
+    let socket = dir.join(format!("{name}.sock"));
+    make(&image, size)?;
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
     let (ended, end) = channel();
     let served = serve_one::serve(&serve, || {

@@ -3,6 +3,7 @@
 mod checked;
 mod clock;
 mod consent;
+mod ending;
 mod kill;
 mod link;
 mod load;

@@ -6,24 +6,25 @@
 use std::ffi::OsString;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use rustix::fs::{Gid, Mode};
 use sluice_core::device::DeviceId;
 use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
+use super::ending::{CLOSING, Ending};
 use crate::control::{self, Options, Served, Socket};
 use crate::image::look_before_serving;
 use crate::mailbox::{Bell, Message, mailbox};
+use crate::notify::Notify;
 use crate::output;
 use crate::parking::{self, Parking};
 use crate::shard_loop::{self, Disk, Poll, ShardOptions};
 use crate::size::parse_size;
-use crate::socket::{self, SocketPath};
+use crate::socket::{self, Access, SocketPath};
 use crate::store::{OpenOptions, Store};
 
 /// What QEMU's tools read to learn what this program can do.
@@ -52,6 +53,7 @@ Exit codes:
 
 Files:
   PATH                   the socket, removed at the end
+  .NAME.XXXXXXXX         the socket, until it listens
   .NAME.keeper           with --park keeper, its socket, beside the other
   FILE, FILE.poisoned    the image, and the mark of a sync that failed
 
@@ -67,6 +69,12 @@ pub struct Args {
     /// Use this inherited descriptor: a listening socket, or one connected to a front end
     #[arg(long, value_name = "N")]
     fd: Option<i32>,
+    /// The socket's mode, in octal; who may write may connect [default: 0660]
+    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = parse_mode)]
+    socket_mode: Option<u32>,
+    /// The socket's group, by name or number, such as QEMU's
+    #[arg(long, value_name = "GROUP", requires = "socket_path", value_parser = parse_group)]
+    socket_group: Option<u32>,
     #[command(flatten)]
     source: Source,
     /// Serve the file byte for byte, whatever it looks like
@@ -150,6 +158,8 @@ impl Args {
         Self {
             socket_path: Some(socket_path),
             fd: None,
+            socket_mode: None,
+            socket_group: None,
             source: Source { blk_file: Some(blk_file), blk_null: None, blk_memory: None },
             format: None,
             read_only: false,
@@ -202,8 +212,15 @@ impl Args {
             let seed = u64::from(std::process::id());
             store = store.delayed(Duration::from_micros(late_us), seed)?;
         }
-        tracing::info!(disk = %store, poll = ?self.poll, "serving");
         Ok(Disk { store, serial, queues: self.queues })
+    }
+
+    fn access(&self) -> Access {
+        let default = Access::default();
+        Access {
+            mode: self.socket_mode.map_or(default.mode, Mode::from_raw_mode),
+            group: self.socket_group.map(Gid::from_raw),
+        }
     }
 
     fn sockets(&self) -> anyhow::Result<Sockets> {
@@ -225,7 +242,7 @@ impl Args {
         };
         let mut bound = Sockets { named: Vec::new(), paths: Vec::new() };
         for path in paths {
-            let (listener, path_guard) = socket::bind(&path)?;
+            let (listener, path_guard) = socket::bind_for(&path, self.access())?;
             bound.named.push((path.display().to_string(), Socket::Listen(listener)));
             bound.paths.push(path_guard);
         }
@@ -268,19 +285,14 @@ pub fn print_capabilities() -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
-    // Before any thread: a signal that comes early must not end the process by default.
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
-    // A write beyond the limit on file sizes is an error of that write, and a terminal that goes
-    // away is none of the daemon's.
-    //= spec/host.md#HOST-2
-    for ignored in [SIGXFSZ, SIGHUP] {
-        signal_hook::flag::register(ignored, Arc::default())?;
-    }
+    let ending = Ending::watch(Duration::from_millis(args.shutdown_ms))?;
+    let notify = Notify::from_environment();
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
-    let images =
-        disks.iter().map(|disk: &Disk| disk.store.watch()).collect::<Result<Vec<_>, _>>()?;
+    let shown: Vec<_> = disks.iter().map(|disk: &Disk| disk.store.to_string()).collect();
+    let images = disks.iter().map(|disk| disk.store.watch()).collect::<Result<Vec<_>, _>>()?;
     let Sockets { named, paths: _paths } = args.sockets()?;
+    let names: Vec<_> = named.iter().map(|(name, _)| name.clone()).collect();
     let (control_end, shard_end) = mailbox()?;
     let stop = Bell::new()?;
     let shard_options = ShardOptions { poll: args.poll(), cpu: args.cpu };
@@ -299,15 +311,22 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     let options = Options { tracked: !args.untracked, ..Options::default() };
     let control =
         spawn("control", move || control::run(served, &[control_end], &stopped, options))?;
+    //= spec/host.md#HOST-3
+    for (disk, image) in names.iter().zip(shown) {
+        tracing::info!(disk, image, poll = ?args.poll(), "serving");
+    }
+    notify.ready();
     ready();
-    signals.forever().next();
+    let patience = ending.wait();
     tracing::info!("stopping");
+    notify.stopping();
     // Requests that were taken end and are given back before front ends see an end.
     line.send(Message::Shutdown);
-    let patience = Instant::now() + Duration::from_millis(args.shutdown_ms);
     if ends_before(&shard, patience) {
         stop.ring();
-        ends_before(&control, Instant::now() + CLOSING);
+        if !ends_before(&control, patience + CLOSING) {
+            tracing::warn!("connections cannot be closed; leaving them");
+        }
     } else {
         // Connections end with the process, when no thread can give anything back any more: a
         // front end that sees its end may go on elsewhere at once.
@@ -319,9 +338,6 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How long closing connections may take.
-const CLOSING: Duration = Duration::from_secs(1);
-
 /// Waits for a thread; `false` when it goes on.
 fn ends_before(thread: &JoinHandle<()>, patience: Instant) -> bool {
     while !thread.is_finished() {
@@ -331,6 +347,20 @@ fn ends_before(thread: &JoinHandle<()>, patience: Instant) -> bool {
         std::thread::sleep(Duration::from_millis(1));
     }
     true
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let octal = text.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.ok_or_else(|| format!("`{text}` is no mode from 0 to 0777"))
+}
+
+fn parse_group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let group = uzers::get_group_by_name(text);
+    group.map(|group| group.gid()).ok_or_else(|| format!("there is no group `{text}`"))
 }
 
 /// Starts a thread whose failure is the whole process's: there is no half-dead daemon.

@@ -42,9 +42,9 @@ Environment:
 pub struct Args {
     #[command(subcommand)]
     command: Command,
-    /// Directory of the images
-    #[arg(long, global = true, value_name = "DIR", default_value_os_t = images_dir())]
-    dir: PathBuf,
+    /// Directory of the images [default: sluice/images in the user's state directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn act(args: &Args) -> Result<(), Fault> {
-    let catalog = Catalog::new(args.dir.clone());
+    let catalog = Catalog::new(args.dir.clone().map_or_else(images_dir, Ok)?);
     let show = Show::new(args.json);
     let note = |text: String| output::complain(text);
     match &args.command {

@@ -1,0 +1,359 @@
+//! The daemon among other users of its host, and whoever starts and stops it.
+
+#[allow(dead_code)]
+#[path = "support/client.rs"]
+mod client;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use client::Client;
+use rustix::fs::{FlockOperation, flock};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
+    socket_with,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+
+/// How long a test waits for what has to come; a test that gets there has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Somebody else.
+const OTHER: u32 = 23_456;
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begin.elapsed() < LIMIT, "no {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+struct Host {
+    directory: TempDir,
+}
+
+struct Daemon(Child);
+
+impl Host {
+    fn new() -> Self {
+        Self { directory: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut serve = Command::new(SLUICE);
+        serve.args(["serve-one", "--blk-memory", "1M", "--socket-path"]).arg(self.path("s"));
+        for variable in ["NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDNAMES", "SLUICE_LOG"] {
+            serve.env_remove(variable);
+        }
+        serve.args(args).stdin(Stdio::null()).stderr(File::create(self.path("log")).unwrap());
+        serve
+    }
+
+    fn serve(&self, args: &[&str]) -> Daemon {
+        Daemon(self.command(args).spawn().unwrap())
+    }
+
+    fn client(&self) -> Client {
+        Client::new(until("daemon", || UnixStream::connect(self.path("s")).ok()))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+}
+
+impl Daemon {
+    fn end(mut self) -> Option<i32> {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        until("end", || self.0.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+//= spec/host.md#HOST-3
+#[test]
+fn a_name_that_is_there_can_be_connected_to() {
+    let host = Host::new();
+    for round in 0..40 {
+        let daemon = host.serve(&[]);
+        let begin = Instant::now();
+        while let Err(error) = UnixStream::connect(host.path("s")) {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "round {round}");
+            assert!(begin.elapsed() < LIMIT);
+        }
+        assert_eq!(daemon.end(), Some(0));
+        assert!(!host.path("s").exists());
+    }
+    assert_eq!(fs::read_dir(host.directory.path()).unwrap().count(), 1, "only the log is left");
+}
+
+//= spec/host.md#HOST-3
+#[test]
+fn it_says_that_it_serves_when_it_does() {
+    let host = Host::new();
+    for _ in 0..20 {
+        let mut serve = host.command(&[]);
+        let mut daemon = Daemon(serve.stderr(Stdio::piped()).spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(daemon.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("serving"), "{line}");
+        UnixStream::connect(host.path("s")).unwrap();
+        // This one has no chance to take its name along.
+        daemon.0.kill().unwrap();
+        daemon.0.wait().unwrap();
+    }
+    let output = host.command(&["--socket-path", "/nonexistent/s"]).stderr(Stdio::piped()).output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(!said.contains("serving"), "{said}");
+}
+
+/// A service manager's socket, of either form.
+fn managers(host: &Host) -> [(String, UnixDatagram); 2] {
+    let path = host.path("notify").display().to_string();
+    let name = format!("sluice-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let managers = [
+        (path.clone(), UnixDatagram::bind(path).unwrap()),
+        (format!("@{name}"), UnixDatagram::bind_addr(&address).unwrap()),
+    ];
+    for (_, socket) in &managers {
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+    }
+    managers
+}
+
+fn told(socket: &UnixDatagram) -> String {
+    let mut bytes = [0; 512];
+    let count = socket.recv(&mut bytes).expect("word");
+    String::from_utf8(bytes[..count].to_vec()).unwrap()
+}
+
+//= spec/host.md#HOST-4
+#[test]
+fn a_service_manager_is_told_of_the_start_and_the_end() {
+    let host = Host::new();
+    for (name, socket) in managers(&host) {
+        let mut serve = host.command(&[]);
+        let daemon = Daemon(serve.env("NOTIFY_SOCKET", &name).spawn().unwrap());
+        assert_eq!(told(&socket), "READY=1", "{name}");
+        UnixStream::connect(host.path("s")).unwrap();
+        assert_eq!(daemon.end(), Some(0));
+        assert_eq!(told(&socket), "STOPPING=1", "{name}");
+    }
+    // One that is gone, and one that nobody can have.
+    for name in ["/nonexistent/notify", "vsock:2:1234", ""] {
+        let mut serve = host.command(&[]);
+        let daemon = Daemon(serve.env("NOTIFY_SOCKET", name).spawn().unwrap());
+        assert!(host.client().is_served(), "{name}");
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+//= spec/parking.md#PRK-10
+#[test]
+fn systemd_is_asked_to_keep_what_hangs_up_also_when_it_is_old() {
+    let host = Host::new();
+    let [(name, socket), _] = managers(&host);
+    for (park, announced, parks) in [
+        ("systemd", None, true),
+        ("auto", Some("9"), true),
+        ("auto", None, false),
+        ("auto", Some("0"), false),
+    ] {
+        let mut serve = host.command(&["--park", park]);
+        serve.env("NOTIFY_SOCKET", &name);
+        if let Some(room) = announced {
+            serve.env("FDSTORE", room);
+        }
+        let daemon = Daemon(serve.spawn().unwrap());
+        let mut client = host.client();
+        client.negotiate();
+        assert!(client.is_served());
+        drop(client);
+        assert_eq!(daemon.end(), Some(0));
+        let mut said = Vec::new();
+        while said.last().is_none_or(|word| word != "STOPPING=1") {
+            said.push(told(&socket));
+        }
+        let stored: Vec<_> = said.iter().filter(|word| word.contains("FDSTORE=1")).collect();
+        assert_eq!(stored.len() >= 2, parks, "{park} {announced:?} {said:?}");
+        assert!(stored.iter().all(|word| word.contains("\nFDPOLL=0\n")), "{said:?}");
+    }
+    let mut alone = host.serve(&["--park", "systemd"]);
+    assert_eq!(alone.0.wait().unwrap().code(), Some(1));
+    assert!(host.log().contains("NOTIFY_SOCKET"), "{}", host.log());
+}
+
+//= spec/host.md#HOST-5
+#[test]
+fn a_lock_on_the_directory_delays_nobody() {
+    let host = Host::new();
+    let held = File::open(host.directory.path()).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    let daemon = host.serve(&[]);
+    assert!(host.client().is_served());
+    assert_eq!(daemon.end(), Some(0));
+    assert!(!host.path("s").exists());
+}
+
+/// Somebody who listens by the keeper's name, and takes nobody in.
+struct Squatter {
+    listener: rustix::fd::OwnedFd,
+    waiting: Vec<rustix::fd::OwnedFd>,
+}
+
+impl Squatter {
+    fn new(path: &Path, backlog: i32) -> Self {
+        let address = SocketAddrUnix::new(path).unwrap();
+        let end =
+            |flags| socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let listener = end(SocketFlags::CLOEXEC);
+        bind(&listener, &address).unwrap();
+        listen(&listener, backlog).unwrap();
+        let dial = || {
+            let one = end(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+            connect(&one, &address).ok().map(|()| one)
+        };
+        // As many as there is room for.
+        let waiting = if backlog == 0 { std::iter::from_fn(dial).collect() } else { Vec::new() };
+        Self { listener, waiting }
+    }
+}
+
+//= spec/host.md#HOST-5
+//= spec/parking.md#PRK-6
+#[test]
+fn a_keepers_name_that_another_user_has_keeps_nobody_from_a_disk() {
+    for backlog in [0, 8] {
+        let host = Host::new();
+        let keeper = host.path(".s.keeper");
+        let squatter = Squatter::new(&keeper, backlog);
+        std::os::unix::fs::lchown(&keeper, Some(OTHER), None).expect("these tests are root's");
+        let daemon = host.serve(&["--park", "keeper"]);
+        assert!(host.client().is_served());
+        let log = until("warning", || Some(host.log()).filter(|log| log.contains("WARN")));
+        assert!(log.contains(&format!("user {OTHER}")) && log.contains(".s.keeper"), "{log}");
+        assert_eq!(daemon.end(), Some(0));
+        assert!(keeper.exists(), "it is not touched");
+        drop(squatter);
+    }
+}
+
+//= spec/host.md#HOST-5
+#[test]
+fn a_keeper_that_takes_nobody_in_is_an_error_that_names_it() {
+    let host = Host::new();
+    let squatter = Squatter::new(&host.path(".s.keeper"), 0);
+    assert!(!squatter.waiting.is_empty());
+    let mut daemon = host.serve(&["--park", "keeper"]);
+    let status = until("end", || daemon.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1));
+    assert!(host.log().contains(".s.keeper does not answer"), "{}", host.log());
+}
+
+//= spec/host.md#HOST-7
+#[test]
+fn a_start_that_is_stuck_can_be_ended() {
+    let host = Host::new();
+    let squatter = Squatter::new(&host.path(".s.keeper"), 8);
+    let daemon = host.serve(&["--park", "keeper", "--shutdown-ms", "50"]);
+    let connected = accept(&squatter.listener).unwrap();
+    let mut question = [0; 16];
+    let (count, _) = recv(&connected, &mut question, rustix::net::RecvFlags::empty()).unwrap();
+    assert_eq!(&question[..count], b"TAKE", "it waits for an answer now");
+    assert_eq!(daemon.end(), Some(0));
+    assert!(!host.log().contains("does not answer"), "the end came first");
+}
+
+//= spec/host.md#HOST-7
+#[test]
+fn all_the_time_that_there_is_is_not_too_much() {
+    let host = Host::new();
+    let daemon = host.serve(&["--shutdown-ms", &u64::MAX.to_string()]);
+    assert!(host.client().is_served());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+//= spec/host.md#HOST-6
+#[test]
+fn without_a_home_it_says_what_to_set() {
+    let host = Host::new();
+    let program = host.path("sluice");
+    fs::copy(SLUICE, &program).unwrap();
+    fs::set_permissions(host.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let was_there = Path::new("/tmp/sluice").exists();
+    let run = |args: &[&str], state: Option<&OsStr>| {
+        let mut command = Command::new(&program);
+        command.args(args).env_clear().uid(OTHER).gid(OTHER).current_dir("/");
+        command.envs(state.map(|state| ("XDG_STATE_HOME", state)));
+        command.output().unwrap()
+    };
+    for args in [&["image", "create", "x", "1M"][..], &["image", "list"], &["demo"]] {
+        for state in [None, Some(OsStr::new("relative")), Some(OsStr::new(""))] {
+            let output = run(args, state);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{args:?} {said}");
+            assert!(said.contains("XDG_STATE_HOME") && said.contains("--dir"), "{args:?} {said}");
+        }
+    }
+    assert_eq!(Path::new("/tmp/sluice").exists(), was_there);
+    assert_eq!(run(&["image", "--dir", "/nonexistent", "list"], None).status.code(), Some(0));
+    assert_eq!(run(&["image", "--help"], None).status.code(), Some(0));
+    let state = host.path("state");
+    fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(OTHER), None).unwrap();
+    let made = run(&["image", "create", "x", "1M"], Some(state.as_os_str()));
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    assert!(state.join(OsStr::from_bytes(b"sluice/images/x.raw")).exists());
+}
+
+//= spec/vhost-user.md#VHU-12
+#[test]
+fn who_may_connect_can_be_chosen() {
+    use std::os::unix::fs::MetadataExt;
+    let host = Host::new();
+    let number = OTHER.to_string();
+    for (args, mode, group) in [
+        (&[][..], 0o660, 0),
+        (&["--socket-mode", "0600"], 0o600, 0),
+        (&["--socket-mode", "666", "--socket-group", &number], 0o666, OTHER),
+        (&["--socket-group", "daemon"], 0o660, 1),
+    ] {
+        let daemon = host.serve(args);
+        let about = until("socket", || fs::metadata(host.path("s")).ok());
+        assert_eq!((about.mode() & 0o777, about.gid()), (mode, group), "{args:?}");
+        assert_eq!(daemon.end(), Some(0));
+    }
+    for bad in ["8", "1777", "rw", ""] {
+        let mut daemon = host.serve(&["--socket-mode", bad]);
+        assert_eq!(daemon.0.wait().unwrap().code(), Some(2), "{bad}");
+    }
+    let mut daemon = host.serve(&["--socket-group", "no-such-group"]);
+    assert_eq!(daemon.0.wait().unwrap().code(), Some(2));
+}
