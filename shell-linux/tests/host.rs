@@ -312,7 +312,12 @@ fn without_a_home_it_says_what_to_set() {
         let mut command = Command::new(&program);
         command.args(args).env_clear().uid(OTHER).gid(OTHER).current_dir("/");
         command.envs(state.map(|state| ("XDG_STATE_HOME", state)));
-        command.output().unwrap()
+        // A child of another test holds the copy open for writing between fork and exec.
+        let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
+        until("free program", || match command.output() {
+            Err(error) if busy(&error) => None,
+            output => Some(output.unwrap()),
+        })
     };
     for args in [&["image", "create", "x", "1M"][..], &["image", "list"], &["demo"]] {
         for state in [None, Some(OsStr::new("relative")), Some(OsStr::new(""))] {
