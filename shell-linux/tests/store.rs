@@ -2,6 +2,8 @@
 
 #[path = "store/agree.rs"]
 mod agree;
+#[path = "store/apart.rs"]
+mod apart;
 #[path = "store/basics.rs"]
 mod basics;
 #[path = "store/fuse.rs"]

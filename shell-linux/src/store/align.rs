@@ -20,20 +20,22 @@ impl Alignment {
     /// The page cache takes anything.
     pub(super) const NONE: Self = Self { memory: 1, offset: 1 };
 
-    /// What this file asks for; `None` when it has no direct I/O.
+    /// What this file asks for, and whether the kernel says so itself; `None` when it has no
+    /// direct I/O.
     ///
     /// The kernel tells since Linux 6.1. Before that the block device below does; a trial read
-    /// would not, because a hole is read at any alignment.
+    /// would not, because a hole is read at any alignment. It may be the page cache all the same
+    /// then: file systems that cannot do direct I/O have taken the flag without a word.
     //= spec/store.md#STO-5
-    pub(super) fn of(file: &File) -> Option<Self> {
+    pub(super) fn of(file: &File) -> Option<(Self, bool)> {
         let told = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
         let told = told.filter(|told| StatxFlags::DIOALIGN.bits() & told.stx_mask != 0);
         if let Some(told) = told {
             let (memory, offset) = (told.stx_dio_mem_align, told.stx_dio_offset_align);
-            return (memory > 0 && offset > 0).then_some(Self { memory, offset });
+            return (memory > 0 && offset > 0).then_some((Self { memory, offset }, true));
         }
         let bytes = device_block(file).unwrap_or(CAREFUL);
-        Some(Self { memory: bytes, offset: bytes })
+        Some((Self { memory: bytes, offset: bytes }, false))
     }
 }
 

@@ -86,7 +86,7 @@ impl FileStore {
             write_zeroes: !options.read_only,
             poisoned: marker::is_there(&path),
         };
-        let ground = Ground::new(file, way.alignment)?;
+        let ground = Ground::new(file, &way)?;
         if !discard {
             ground.punch.rule_out();
         }
@@ -331,5 +331,7 @@ impl Drop for FileStore {
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) alignment: Alignment,
+    /// Whether it may lead through the page cache.
+    pub(super) cached: bool,
     pub(super) how: &'static str,
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 
 use super::align::Alignment;
+use super::apart::Apart;
+use super::file::Way;
 use super::vector::Vector;
 use crate::mapping::Mapping;
 
@@ -18,16 +20,24 @@ pub(super) struct Ground {
     pub(super) file: File,
     /// What direct I/O asks for; all 1 for the page cache.
     pub(super) alignment: Alignment,
+    /// Whether bytes may go through the page cache, where requests that overlap get mixed up.
+    pub(super) cached: bool,
     pub(super) punch: Ability,
     pub(super) zero_range: Ability,
     zeroes: Zeroes,
 }
 
 impl Ground {
-    pub(super) fn new(file: File, alignment: Alignment) -> anyhow::Result<Self> {
+    pub(super) fn new(file: File, way: &Way) -> anyhow::Result<Self> {
+        let (alignment, cached) = (way.alignment, way.cached);
         let zeroes = Zeroes::new()?;
         let (punch, zero_range) = (Ability::assumed(), Ability::assumed());
-        Ok(Self { file, alignment, punch, zero_range, zeroes })
+        Ok(Self { file, alignment, cached, punch, zero_range, zeroes })
+    }
+
+    /// What keeps requests apart, for engines that have several at once.
+    pub(super) fn apart(&self) -> Option<Apart> {
+        self.cached.then(Apart::new)
     }
 
     /// A vector of `len` zero bytes, or as many as make a good write.

@@ -9,6 +9,7 @@
 //! (`spec/lifecycle.md#LIF-9`), which is what makes it right to give the addresses to the kernel.
 
 mod align;
+mod apart;
 mod aside;
 pub(crate) mod bytes;
 mod counters;

@@ -49,7 +49,7 @@ pub(super) fn open_best(
     options: OpenOptions,
     bytes: u64,
 ) -> anyhow::Result<(File, Way)> {
-    let buffered = |file, how| Ok((file, Way { alignment: Alignment::NONE, how }));
+    let buffered = |file, how| Ok((file, Way { alignment: Alignment::NONE, cached: true, how }));
     if best_engine(&plain) == EngineKind::Inline {
         return buffered(plain, "in memory");
     }
@@ -73,7 +73,7 @@ pub(super) fn open_best(
         "{} changed while it was being opened",
         path.display()
     );
-    let Some(alignment) = Alignment::of(&direct) else {
+    let Some((alignment, told)) = Alignment::of(&direct) else {
         return buffered(plain, "buffered: the file system has no direct I/O for it");
     };
     if !options.block_bytes.is_multiple_of(alignment.offset) {
@@ -86,7 +86,7 @@ pub(super) fn open_best(
     if !bytes.is_multiple_of(u64::from(alignment.offset)) {
         return buffered(plain, "buffered: its size is no multiple of the file system's block");
     }
-    Ok((direct, Way { alignment, how: "direct" }))
+    Ok((direct, Way { alignment, cached: !told, how: "direct" }))
 }
 
 /// Whether holes can be punched. Asked behind the end, where there is nothing to lose.

@@ -8,8 +8,9 @@ use std::thread::{Builder, JoinHandle};
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, eventfd};
-use sluice_core::op::{Op, Piece};
+use sluice_core::op::{Op, OpId, Piece};
 
+use super::apart::Apart;
 use super::aside::Asides;
 use super::engine::Ended;
 use super::ground::Ground;
@@ -25,6 +26,10 @@ const THREADS: usize = 8;
 pub(super) struct Threads {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Keeps requests that overlap apart, by the number of the operation.
+    apart: Option<Apart>,
+    /// Those that have to wait for others.
+    held: Vec<Work>,
     /// Begun and not handed over yet.
     fresh: VecDeque<Work>,
     /// Ended and not asked for yet.
@@ -63,6 +68,8 @@ impl Threads {
             any_done: AtomicBool::new(false),
         });
         let mut this = Self {
+            apart: shared.ground.apart(),
+            held: Vec::new(),
             shared,
             threads: Vec::new(),
             fresh: VecDeque::new(),
@@ -99,9 +106,25 @@ impl Threads {
         let result = work.begin(op, pieces, mem, &self.shared.ground);
         match result {
             Some(_) => self.free.push(work),
-            None => self.fresh.push_back(work),
+            None if self.enter(&work) => self.fresh.push_back(work),
+            None => self.held.push(work),
         }
         result
+    }
+
+    fn enter(&mut self, work: &Work) -> bool {
+        self.apart.as_mut().is_none_or(|apart| apart.enter(work.id.index, work.touches()))
+    }
+
+    /// Hands over what has waited for this operation to end.
+    fn leave(&mut self, ended: OpId) {
+        let Some(apart) = &mut self.apart else { return };
+        apart.leave(ended.index);
+        while let Some(next) = apart.ready() {
+            let at = self.held.iter().position(|work| work.id.index == next);
+            self.fresh.extend(at.map(|at| self.held.swap_remove(at)));
+        }
+        self.kick();
     }
 
     pub(super) fn kick(&mut self) {
@@ -131,6 +154,7 @@ impl Threads {
         let (work, result) = self.ended.pop_front()?;
         let Work { id, kind, offset, .. } = work;
         self.free.push(work);
+        self.leave(id);
         Some(Ended { id, kind, offset, result })
     }
 }

@@ -11,6 +11,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::io::Errno;
 use sluice_core::op::{Op, Piece};
 
+use super::apart::Apart;
 use super::aside::Asides;
 use super::engine::Ended;
 use super::ground::Ground;
@@ -40,6 +41,8 @@ pub(super) struct Uring {
     places: Vec<Place>,
     free: Vec<u32>,
     asides: Asides,
+    /// Keeps requests that overlap apart, by place.
+    apart: Option<Apart>,
     /// Operations that found no place in the ring, or no aligned memory, in their order.
     waiting: VecDeque<u32>,
     /// Operations that failed before the kernel saw them.
@@ -52,6 +55,7 @@ impl Uring {
         match make_ring() {
             Ok(ring) => Ok(Self {
                 ring,
+                apart: ground.apart(),
                 ground,
                 places: Vec::new(),
                 free: Vec::new(),
@@ -87,14 +91,25 @@ impl Uring {
             self.free.push(index);
             return Some(result);
         }
-        // Nobody overtakes those who wait, or a stream of small requests would starve them.
-        if !self.waiting.is_empty() || !self.start(index) {
-            self.waiting.push_back(index);
+        if let Some(apart) = &mut self.apart
+            && !apart.enter(index, place.work.touches())
+        {
+            return None;
         }
+        self.begin(index);
         // No descriptor says that something has failed before the kernel saw it.
         let failed = self.failed.back().filter(|ended| ended.id == op.id)?.result;
         self.failed.pop_back();
         Some(failed)
+    }
+
+    /// Starts what is in a place, or lets it wait for room.
+    #[inline]
+    fn begin(&mut self, index: u32) {
+        // Nobody overtakes those who wait, or a stream of small requests would starve them.
+        if !self.waiting.is_empty() || !self.start(index) {
+            self.waiting.push_back(index);
+        }
     }
 
     /// Hands everything over that has been pushed.
@@ -170,8 +185,19 @@ impl Uring {
             self.asides.give_back(aside);
         }
         self.free.push(index);
+        self.leave(index);
         self.let_in();
         Ended { id, kind, offset, result }
+    }
+
+    /// Begins what has waited for the request in this place to end.
+    #[inline]
+    fn leave(&mut self, index: u32) {
+        let Some(apart) = &mut self.apart else { return };
+        apart.leave(index);
+        while let Some(next) = self.apart.as_mut().and_then(Apart::ready) {
+            self.begin(next);
+        }
     }
 
     /// Begins as much of what waits as there is room for.
@@ -188,7 +214,8 @@ impl Uring {
     /// Begins what is in a place; `false` when it has to wait for another to end.
     #[inline]
     fn start(&mut self, index: u32) -> bool {
-        let underway = self.places.len() - self.free.len() - self.waiting.len();
+        let held = self.apart.as_ref().map_or(0, Apart::waiting);
+        let underway = self.places.len() - self.free.len() - self.waiting.len() - held;
         if underway > UNDERWAY_MAX {
             return false;
         }
@@ -206,6 +233,7 @@ impl Uring {
                 self.asides.give_back(aside);
                 self.free.push(index);
                 self.failed.push_back(Ended { id, kind, offset, result });
+                self.leave(index);
                 return true;
             }
         }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use sluice_core::limits::PART_BYTES_MAX;
 use sluice_core::op::{Op, OpId, OpKind, Piece};
 
+use super::apart::Range;
 use super::ground::Ground;
 use super::vector::Vector;
 use crate::mapping::Mappings;
@@ -138,6 +139,16 @@ impl Work {
             (OpKind::Read, _) if skipped == self.len => Some(self.moved()),
             // The bytes to be written went with their owner, who was never told of success.
             _ => Some(failure(Errno::CANCELED)),
+        }
+    }
+
+    /// The bytes of the image that it is about; none of a sync.
+    pub(super) fn touches(&self) -> Range {
+        let end = self.offset.saturating_add(self.len);
+        let modifies = self.kind != OpKind::Read;
+        match self.kind {
+            OpKind::Sync => Range { start: 0, end: 0, modifies: false },
+            _ => Range { start: self.offset, end, modifies },
         }
     }
 
