@@ -108,9 +108,13 @@ pub const fn rule(request: u32) -> Rule {
         // GET_FEATURES, SET_OWNER, RESET_OWNER, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
         // GET_MAX_MEM_SLOTS
         1 | 3 | 4 | 15 | 17 | 36 => (0, 0, (0, 0)),
-        // SET_FEATURES, SET_PROTOCOL_FEATURES; SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE,
-        // SET_VRING_ENABLE
-        2 | 16 | 8 | 10 | 11 | 18 => (8, 8, (0, 0)),
+        // SET_FEATURES, SET_PROTOCOL_FEATURES; SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE
+        2 | 16 | 8 | 10 | 11 => (8, 8, (0, 0)),
+        // SET_VRING_ENABLE: a dispatcher wants features first, and tells nobody
+        18 => {
+            arm = Arm::Own;
+            (8, 8, (0, 0))
+        }
         // SET_MEM_TABLE: a count, and for each region four numbers and a descriptor
         5 => (8 + 32, 8 + 32 * DESCRIPTORS_MAX as u32, (1, DESCRIPTORS_MAX)),
         // SET_VRING_ADDR

@@ -320,7 +320,11 @@ impl<'a> World<'a> {
             ControlEvent::SetOwner => model.owner = true,
             ControlEvent::SetMemTable(_) | ControlEvent::AddMemRegion(_) => model.table = true,
             ControlEvent::SetVringNum { index, .. } => {
-                model.vrings[index as usize] = Vring { size: true, ..Vring::default() };
+                let vring = &mut model.vrings[index as usize];
+                // The same size again changes nothing of a ring that runs.
+                if !vring.running {
+                    *vring = Vring { size: true, ..Vring::default() };
+                }
             }
             ControlEvent::SetVringAddr { index, .. } => {
                 model.vrings[index as usize].addresses = true;

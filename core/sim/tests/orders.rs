@@ -109,7 +109,6 @@ impl State {
         let refused = |fault| (Err(fault), self);
         match message {
             M::Leave => return (Ok(()), NEW),
-            M::Owner if self.owner => return refused(F::Owner),
             M::Owner => next.owner = true,
             M::Features(bits) if runs && bits != self.features => return refused(F::Running),
             M::Features(bits) => next.features = bits,
@@ -118,7 +117,7 @@ impl State {
             M::NoMemory if !self.memory => return refused(F::Memory(MapFault::Unknown)),
             M::NoMemory if runs => return refused(F::RegionInUse),
             M::NoMemory => next.memory = false,
-            M::Size | M::Base if runs => return refused(F::Running),
+            M::Size | M::Base if runs => {}
             M::Size => next.ring = Stage::Sized,
             M::Base | M::Call => {}
             M::Addresses | M::Kick if self.ring == Stage::Nothing => return refused(F::Order),

@@ -156,7 +156,7 @@ pub enum ControlReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum ControlFault {
-    /// A second owner, or a message that needs an owner before there was one.
+    /// A message that needs an owner before there was one.
     Owner,
     /// Feature bits that were never offered.
     NotOffered,
@@ -204,5 +204,13 @@ impl ControlFault {
             self,
             Self::NotOffered | Self::Running | Self::Leaving | Self::Busy | Self::QueueIndex
         )
+    }
+
+    /// Whether the device can be served though the front end does not hear of the refusal: nothing
+    /// that either does later rests on it.
+    //= spec/lifecycle.md#LIF-18
+    #[must_use]
+    pub const fn is_harmless(self) -> bool {
+        matches!(self, Self::Config | Self::Channel | Self::Memory(MapFault::Unknown))
     }
 }

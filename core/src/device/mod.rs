@@ -257,7 +257,6 @@ impl Device {
                 }
                 answer(ControlReply::Done)
             }
-            E::SetOwner if self.owner => Err(ControlFault::Owner),
             E::SetOwner => {
                 self.owner = true;
                 answer(ControlReply::Done)

@@ -3,9 +3,9 @@
 use super::*;
 
 /// Numbers that are dispatched; the protocol's names are in the rules.
-const KNOWN: [u32; 23] =
-    [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 25, 32, 36, 37, 38];
-const OWN: [u32; 3] = [7, 21, 31];
+const KNOWN: [u32; 22] =
+    [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 24, 25, 32, 36, 37, 38];
+const OWN: [u32; 4] = [7, 18, 21, 31];
 
 fn header(request: u32, flags: u32, size: u32) -> Header {
     Header { request, flags, size }

@@ -54,7 +54,8 @@ impl Shard<'_> {
             Step::SetSize { index, size } => self.set_size(device, index, size)?,
             Step::SetBase { index, base } => {
                 if self.running(device, index).is_some() {
-                    return Err(ControlFault::Running);
+                    let same = self.devices[device].base(index) == base;
+                    return if same { Ok(ControlReply::Done) } else { Err(ControlFault::Running) };
                 }
                 let vring = &mut self.devices[device].vrings[usize::from(index)];
                 vring.drained &= vring.base == Some(base);
@@ -131,8 +132,9 @@ impl Shard<'_> {
     //= spec/limits.md#LIM-2
     //= spec/lifecycle.md#LIF-6
     fn set_size(&mut self, device: u32, index: u16, size: u16) -> Result<(), ControlFault> {
-        if self.running(device, index).is_some() {
-            return Err(ControlFault::Running);
+        if let Some(queue) = self.running(device, index) {
+            let same = self.queues[queue].size == size;
+            return if same { Ok(()) } else { Err(ControlFault::Running) };
         }
         let found = self.find_queue(QueueId { device: DeviceId(device), index });
         let queue = match found {

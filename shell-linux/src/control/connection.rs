@@ -19,6 +19,7 @@ use super::{answer, look, sys};
 use crate::parking::{Found, Parked, Step};
 
 const SET_LOG_FD: u32 = 7;
+const SET_VRING_ENABLE: u32 = 18;
 const SET_BACKEND_REQ_FD: u32 = 21;
 
 /// Messages of one connection before the others have their turn.
@@ -202,6 +203,7 @@ impl<'e> Connection<'e> {
             // A refusal that has an answer of its own.
             (Verdict::Nack, Ok(())) => Ok(()),
             (Verdict::Nack, Err(_)) if self.is_told(header) => Ok(()),
+            (Verdict::Harmless, _) => Ok(()),
             (Verdict::Nack | Verdict::Close, _) => Err(End::Refused),
             (Verdict::Deferred, _) => {
                 self.stopping = true;
@@ -213,6 +215,7 @@ impl<'e> Connection<'e> {
 
     fn own(&self, header: Header) -> Result<(), End> {
         match header.request {
+            SET_VRING_ENABLE => self.enable(header),
             SET_BACKEND_REQ_FD => self.channel(header),
             SET_LOG_FD => self.log_fd(header),
             _ => self.inflight(header),
@@ -274,14 +277,31 @@ impl<'e> Connection<'e> {
     fn channel(&self, header: Header) -> Result<(), End> {
         let fd = self.descriptor(header)?;
         let done = self.handler.tell(ControlEvent::SetBackendReq, Some(fd));
-        match (self.handler.take_verdict(), done) {
-            (Verdict::ShardGone, _) => Err(End::ShardGone),
-            (Verdict::Close, _) => Err(End::Refused),
-            (_, done) if self.is_told(header) => {
-                answer::acknowledge(&self.stream, header, done.is_ok()).map_err(End::Socket)
+        self.conclude(header, done.is_ok())
+    }
+
+    /// Starts or ends the fetching from a ring, which there need not be yet.
+    fn enable(&self, header: Header) -> Result<(), End> {
+        let body = self.take(header)?.body;
+        let word = |at| body[at..].first_chunk().map_or(0, |&word| u32::from_ne_bytes(word));
+        let enable = match word(4) {
+            value @ (0 | 1) => value == 1,
+            _ => return Err(End::Gate(GateFault::RingWord)),
+        };
+        let done = self.handler.tell(ControlEvent::SetVringEnable { index: word(0), enable }, None);
+        self.conclude(header, done.is_ok())
+    }
+
+    /// Ends a message that was taken off the stream and told to the shard.
+    fn conclude(&self, header: Header, done: bool) -> Result<(), End> {
+        match self.handler.take_verdict() {
+            Verdict::ShardGone => Err(End::ShardGone),
+            Verdict::Close => Err(End::Refused),
+            _ if self.is_told(header) => {
+                answer::acknowledge(&self.stream, header, done).map_err(End::Socket)
             }
-            (_, Ok(())) => Ok(()),
-            (_, Err(_)) => Err(End::Refused),
+            Verdict::Nack => Err(End::Refused),
+            Verdict::Pass | Verdict::Harmless | Verdict::Deferred => Ok(()),
         }
     }
 

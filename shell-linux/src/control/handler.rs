@@ -24,6 +24,8 @@ pub(super) enum Verdict {
     Pass,
     /// Refused; the connection may go on if the front end was told.
     Nack,
+    /// Refused, and the connection may go on whether or not the front end was told.
+    Harmless,
     /// Refused, and the connection cannot go on.
     Close,
     /// The answer comes later, by hand.
@@ -116,6 +118,8 @@ impl<'e> Handler<'e> {
                 self.refuse(&Refusal::Core(fault));
                 if fault.closes() {
                     self.verdict.set(Verdict::Close);
+                } else if fault.is_harmless() {
+                    self.verdict.set(Verdict::Harmless);
                 }
                 Err(Error::InvalidOperation("refused"))
             }
@@ -159,6 +163,13 @@ impl<'e> Handler<'e> {
         self.verdict.set(Verdict::Nack);
         tracing::warn!(disk = %self.disk.name, "refused: {refusal}; {}", remedy(refusal));
         Error::InvalidOperation("refused")
+    }
+
+    /// A refusal that the front end need not hear of.
+    pub(super) fn refuse_harmlessly(&self, refusal: &Refusal) -> Error {
+        let error = self.refuse(refusal);
+        self.verdict.set(Verdict::Harmless);
+        error
     }
 
     /// A ring has stopped there and then.

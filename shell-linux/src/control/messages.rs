@@ -203,8 +203,14 @@ impl VhostUserBackendReqHandler for Handler<'_> {
     //= spec/vhost-user.md#VHU-14
     fn set_inflight_fd(&self, area: &VhostUserInflight, file: File) -> Result<()> {
         let fd = own(file).map_err(|error| Error::SocketError(error.into()))?;
-        let mapping = Mapping::new(fd, area.mmap_offset, area.mmap_size)
-            .map_err(|error| self.refuse(&Refusal::Inflight(error)))?;
+        let mapping = match Mapping::new(fd, area.mmap_offset, area.mmap_size) {
+            Ok(mapping) => mapping,
+            // Who asks for another one has none: the last one is not this front end's any more.
+            Err(error) => {
+                self.number(ControlEvent::GetInflight { queues: 0, size: 0 })?;
+                return Err(self.refuse_harmlessly(&Refusal::Inflight(error)));
+            }
+        };
         let event = ControlEvent::SetInflight {
             region: RegionId(0),
             offset: 0,

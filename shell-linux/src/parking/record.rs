@@ -92,6 +92,13 @@ pub struct Ring {
     pub err: Option<Serial>,
 }
 
+impl Ring {
+    /// Whether it is more than a kick that came too early.
+    const fn runs(&self) -> bool {
+        self.started && self.addresses.is_some()
+    }
+}
+
 /// A mapped file of an event: where in it the mapping begins, and the number it is parked under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped {
@@ -143,6 +150,8 @@ impl Record {
                 let log = |&Mapped { offset, file }| Log { bytes, offset, file };
                 self.log = mapped.first().map(log);
             }
+            // What a running ring is told again is what it was told before.
+            E::SetVringNum { index, .. } if self.ring(index).runs() => {}
             // A queue is given its size while it has no ring, and forgets what it had.
             E::SetVringNum { index, size } => {
                 let ring = self.ring(index);

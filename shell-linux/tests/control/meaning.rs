@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 
 use crate::support::Daemon;
 use crate::support::client::{
-    Client, FEATURES, NEED_REPLY, NO_FD, OFFERED, PROTOCOL, VERSION, longs, message, request, words,
+    Client, FEATURES, NEED_REPLY, NO_FD, OFFERED, PROTOCOL, VERSION, event, longs, message,
+    request, words,
 };
 use crate::support::guest::{Guest, MEMORY, RING, USER};
 
@@ -45,6 +46,7 @@ fn b16_messages_out_of_turn_are_told_or_close() {
         (request::SET_VRING_KICK, longs(&[NO_FD])),
         (request::SET_VRING_CALL, longs(&[NO_FD])),
         (request::SET_VRING_ERR, longs(&[NO_FD])),
+        (request::SET_VRING_ENABLE, words(&[0, 1])),
         (request::REM_MEM_REG, Guest::region()),
     ] {
         assert_eq!(outcome(&daemon, acknowledging, request, &body), Some(1), "{request}");
@@ -53,10 +55,13 @@ fn b16_messages_out_of_turn_are_told_or_close() {
         client.send(request, &body);
         assert!(client.is_closed(), "{request}");
     }
-    // Enabling before features is the dispatcher's to refuse.
-    assert_eq!(outcome(&daemon, acknowledging, request::SET_VRING_ENABLE, &words(&[0, 1])), None);
-    // A second owner.
-    assert_eq!(outcome(&daemon, Client::negotiate, request::SET_OWNER, &[]), Some(1));
+    // Enabling before features is legal, and being the owner already.
+    let owned = |client: &mut Client| {
+        acknowledging(client);
+        client.send(request::SET_OWNER, &[]);
+    };
+    assert_eq!(outcome(&daemon, owned, request::SET_VRING_ENABLE, &words(&[0, 1])), Some(0));
+    assert_eq!(outcome(&daemon, owned, request::SET_OWNER, &[]), Some(0));
     // Addresses before a size, before memory; a start before addresses.
     let addresses = Guest::addresses(0);
     let begin = Client::negotiate;
@@ -161,6 +166,38 @@ fn b19_a_region_that_was_negotiated_and_never_comes() {
     }
 }
 
+/// Drivers write where they like, and their front ends pass it on without a question.
+//= spec/lifecycle.md#LIF-18
+#[test]
+fn a_refusal_that_nothing_rests_on_costs_nobody_the_disk() {
+    let daemon = Daemon::new(1);
+    let mut client = daemon.connect(0);
+    client.negotiate();
+    let mut guest = Guest::new();
+    client.send(request::SET_CONFIG, &words(&[0, 4, 0, 7]));
+    client.send(request::REM_MEM_REG, &Guest::region());
+    // A region that cannot be mapped is none: the one before is not in force any more.
+    let (body, region) = super::inflight::make(&mut client, 1, 128);
+    assert_eq!(client.acked(request::SET_INFLIGHT_FD, &body, &[region.as_fd()]), 0);
+    assert_eq!(daemon.hold.mappings(), 1);
+    client.send_fds(request::SET_INFLIGHT_FD, &body, &[event().as_fd()]);
+    assert_eq!(daemon.hold.mappings(), 0);
+    guest.start(&mut client);
+    guest.read();
+    while guest.used() == 0 {
+        assert!(client.is_served());
+    }
+    assert_eq!(guest.status(), 0);
+    // What is rested on closes as before.
+    client.send(request::SET_VRING_NUM, &words(&[1, 3]));
+    assert!(client.is_closed());
+    let mut client = daemon.settle(0);
+    client.features();
+    client.send(request::SET_PROTOCOL_FEATURES, &(PROTOCOL & !(1 << 5)).to_ne_bytes());
+    client.send_fds(request::SET_BACKEND_REQ_FD, &[], &[event().as_fd()]);
+    assert!(client.is_served());
+}
+
 //= spec/lifecycle.md#LIF-6
 //= spec/lifecycle.md#LIF-4
 #[test]
@@ -181,6 +218,8 @@ fn b20_a_running_ring_is_not_changed() {
         assert_eq!(outcome(&daemon, running, request, &body), None, "{request}");
     }
     assert_eq!(outcome(&daemon, running, request::SET_VRING_ADDR, &Guest::addresses(0)), Some(0));
+    assert_eq!(outcome(&daemon, running, request::SET_VRING_NUM, &words(&[0, RING])), Some(0));
+    assert_eq!(outcome(&daemon, running, request::SET_VRING_BASE, &words(&[0, 0])), Some(0));
     assert_eq!(outcome(&daemon, running, request::SET_FEATURES, &longs(&[FEATURES])), Some(0));
     // And once it has stopped, everything may be.
     let stopped = |client: &mut Client| {

@@ -104,6 +104,18 @@ fn memory_record_and_log_are_replayed_before_any_ring() {
     }
 }
 
+/// What a running ring is told again leaves it running.
+//= spec/parking.md#PRK-1
+#[test]
+fn a_size_that_is_said_again_is_no_news() {
+    let record = negotiated();
+    let mut again = record.clone();
+    let size = record.rings[&0].size.unwrap();
+    again.note(&ControlEvent::SetVringNum { index: 0, size }, &[], None);
+    assert_eq!(again, record);
+    assert!(record.rings[&0].started);
+}
+
 /// No index in memory says where a packed ring stands; its area does, whatever the base is.
 //= spec/parking.md#PRK-3
 #[test]
