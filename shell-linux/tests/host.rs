@@ -3,10 +3,14 @@
 #[allow(dead_code)]
 #[path = "support/client.rs"]
 mod client;
+#[allow(dead_code)]
+#[path = "support/guest.rs"]
+mod guest;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
@@ -15,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use client::Client;
+use client::{Client, NO_FD, request, words};
+use guest::Guest;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
@@ -361,4 +366,104 @@ fn who_may_connect_can_be_chosen() {
     }
     let mut daemon = host.serve(&["--socket-group", "no-such-group"]);
     assert_eq!(daemon.0.wait().unwrap().code(), Some(2));
+}
+
+/// The protocol asks for polling then.
+//= spec/host.md#HOST-8
+#[test]
+fn a_ring_that_nobody_kicks_is_served() {
+    for poll in ["busy", "adaptive", "event"] {
+        let host = Host::new();
+        let daemon = host.serve(&["--poll", poll]);
+        let mut client = host.client();
+        client.negotiate();
+        let mut guest = Guest::new();
+        let call = client::event();
+        let memory = [guest.memory.as_fd()];
+        assert_eq!(client.acked(request::SET_MEM_TABLE, &Guest::table(), &memory), 0);
+        let start = |client: &mut Client, base: u32, kick: u64, fd: &[_]| {
+            let ring = 0_u64.to_ne_bytes();
+            for (request, body, fds) in [
+                (request::SET_VRING_NUM, words(&[0, guest::RING]), &[][..]),
+                (request::SET_VRING_BASE, words(&[0, base]), &[]),
+                (request::SET_VRING_ADDR, Guest::addresses(0), &[]),
+                (request::SET_VRING_CALL, ring.to_vec(), &[call.as_fd()]),
+                (request::SET_VRING_KICK, kick.to_ne_bytes().to_vec(), fd),
+                (request::SET_VRING_ENABLE, words(&[0, 1]), &[]),
+            ] {
+                assert_eq!(client.acked(request, &body, fds), 0, "{request}");
+            }
+        };
+        start(&mut client, 0, NO_FD, &[]);
+        for count in 1..=20 {
+            // What it writes leads nowhere.
+            guest.read();
+            until("answer", || (guest.used() == count).then_some(()));
+            // Long enough for a shard to fall asleep.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // A ring that has been stopped is left alone, and one that is kicked again is served.
+        assert_eq!(client.ask(request::GET_VRING_BASE, &words(&[0, 0])).body.len(), 8);
+        guest.read();
+        assert!(client.is_served());
+        assert_eq!(guest.used(), 20, "{poll}");
+        start(&mut client, 20, 0, &[guest.kick.as_fd()]);
+        until("answer", || (guest.used() == 21).then_some(()));
+        drop(client);
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+//= spec/host.md#HOST-9
+#[test]
+fn kicks_that_lead_to_nothing_are_worth_a_word() {
+    for poll in ["adaptive", "event"] {
+        let host = Host::new();
+        let daemon = host.serve(&["--poll", poll, "--count", "3"]);
+        let connect = |name: &str| {
+            let path = host.path(name);
+            let stream = until("daemon", || UnixStream::connect(&path).ok());
+            let mut client = Client::new(stream);
+            client.negotiate();
+            client
+        };
+        // One whose requests are there, one that has nothing to do, and one with private memory.
+        let (mut good, mut idle, mut private) = (connect("s0"), connect("s1"), connect("s2"));
+        let (mut reading, waiting, hiding) = (Guest::new(), Guest::new(), Guest::new());
+        reading.start(&mut good);
+        waiting.start(&mut idle);
+        hiding.start(&mut private);
+        reading.read();
+        rustix::io::write(&hiding.kick, &1_u64.to_ne_bytes()).unwrap();
+        let log = until("warning", || {
+            rustix::io::write(&reading.kick, &1_u64.to_ne_bytes()).unwrap();
+            Some(host.log()).filter(|log| log.contains("is the guest's memory shared?"))
+        });
+        let warned: Vec<_> = log.lines().filter(|line| line.contains("shared?")).collect();
+        assert!(warned.iter().all(|line| line.contains("device=2")), "{warned:?}");
+        drop((good, idle, private));
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+//= spec/host.md#HOST-9
+#[test]
+fn a_second_front_end_is_worth_a_word() {
+    let host = Host::new();
+    let daemon = host.serve(&[]);
+    let mut first = host.client();
+    first.negotiate();
+    assert!(first.is_served());
+    assert!(!host.log().contains("another front end waits"), "{}", host.log());
+    let mut second = host.client();
+    let pid = format!("pid={}", std::process::id());
+    until("warning", || {
+        let log = host.log();
+        log.lines().any(|l| l.contains("another front end waits") && l.contains(&pid)).then_some(())
+    });
+    drop(first);
+    second.negotiate();
+    assert!(second.is_served());
+    drop(second);
+    assert_eq!(daemon.end(), Some(0));
 }

@@ -75,8 +75,18 @@ impl<'e> Front<'e> {
     }
 
     /// Somebody came to the listener.
-    pub(super) const fn knock(&mut self) {
+    //= spec/host.md#HOST-9
+    pub(super) fn knock(&mut self) {
         self.waiting = true;
+        if let Client::Connected(connection, Peer { pid, uid, .. }) = &self.client
+            && connection.is_owned()
+            && look::hung_up(connection.stream()).is_ok_and(|gone| !gone)
+        {
+            tracing::warn!(
+                disk = %self.disk.name, pid, uid,
+                "another front end waits until this one has left: a disk has one at a time"
+            );
+        }
     }
 
     /// Gives the place to a stream.

@@ -7,6 +7,7 @@ use sluice_core::image::ImageId;
 use sluice_core::shard::{Effect, Granted, Input};
 use sluice_core::trace::TraceEvent;
 
+use super::kicks::Kicks;
 use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused, signal};
 use crate::mailbox::News;
 use crate::store::Captured;
@@ -57,6 +58,7 @@ impl Loop<'_> {
                     self.forget_kick(device, u16::try_from(index).unwrap_or(u16::MAX));
                     self.served[device.0 as usize].queues[index] = QueueFds::default();
                 }
+                self.served[device.0 as usize].kicks = Kicks::default();
                 self.end.tell(News::Left(device));
             }
             Effect::Poisoned(image) => {

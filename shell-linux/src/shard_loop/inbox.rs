@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
-use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
+use sluice_core::device::{ControlEvent, ControlReply, DeviceId, QueueId};
 use sluice_core::image::ImageId;
 use sluice_core::limits::SECTOR_BYTES;
 use sluice_core::memory::Region;
@@ -70,6 +70,7 @@ impl Loop<'_> {
             _ => {}
         }
         let place = Place::of(&event);
+        self.note_base(device, &event);
         self.handle(Input::Control(device, event));
         let refused =
             matches!(self.shard.device(device).pending_reply(), Some(ControlReply::Refused(_)));
@@ -81,14 +82,19 @@ impl Loop<'_> {
     }
 
     fn place(&mut self, device: DeviceId, place: Place, fd: Option<OwnedFd>) {
+        if let Place::Kick(index) = place
+            && let Ok(index) = u16::try_from(index)
+        {
+            self.forget_kick(device, index);
+            if fd.is_none() {
+                self.unkicked.push(QueueId { device, index });
+            }
+        }
         let queues = &mut self.served[device.0 as usize].queues;
         let (Place::Kick(index) | Place::Call(index) | Place::Err(index)) = place;
         let Some(fds) = queues.get_mut(index as usize) else { return };
         match place {
             Place::Kick(_) => {
-                if let Some(old) = fds.kick.take() {
-                    let _ = epoll::delete(&self.poller, &old);
-                }
                 if let Some(fd) = &fd {
                     let data = u64::from(device.0) << 32 | u64::from(index);
                     if let Err(error) = watch(&self.poller, fd, data) {
@@ -103,8 +109,9 @@ impl Loop<'_> {
     }
 
     pub(super) fn forget_kick(&mut self, device: DeviceId, index: u16) {
-        let queue = &mut self.served[device.0 as usize].queues[usize::from(index)];
-        if let Some(kick) = queue.kick.take() {
+        self.unkicked.retain(|&id| id != QueueId { device, index });
+        let queue = self.served[device.0 as usize].queues.get_mut(usize::from(index));
+        if let Some(kick) = queue.and_then(|queue| queue.kick.take()) {
             let _ = epoll::delete(&self.poller, &kick);
         }
     }

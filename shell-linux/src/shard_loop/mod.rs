@@ -2,6 +2,7 @@
 
 mod effects;
 mod inbox;
+mod kicks;
 mod patience;
 mod sleep;
 
@@ -20,6 +21,7 @@ use crate::mailbox::ShardEnd;
 use crate::mapping::Mappings;
 use crate::sigbus;
 use crate::store::Store;
+use kicks::Kicks;
 use patience::Patience;
 
 /// How a shard waits for work.
@@ -112,6 +114,8 @@ pub fn run(disks: Vec<Disk>, options: ShardOptions, end: &ShardEnd) -> anyhow::R
         begun: 0,
         stirred: false,
         capture_due: None,
+        unkicked: Vec::new(),
+        empty_due: None,
     };
     this.run(options.poll)
 }
@@ -126,6 +130,7 @@ struct Served {
     /// Whether the store refused the image at the last try.
     refused: Option<Refused>,
     queues: Vec<QueueFds>,
+    kicks: Kicks,
     /// Who waits for the answer to a control message.
     answer: Option<Sender<ControlReply>>,
 }
@@ -153,6 +158,7 @@ impl Served {
             kick: false,
             refused: None,
             queues: (0..queues).map(|_| QueueFds::default()).collect(),
+            kicks: Kicks::default(),
             answer: None,
         }
     }
@@ -171,6 +177,10 @@ struct Loop<'a> {
     stirred: bool,
     /// When a refused capture is tried again.
     capture_due: Option<Clock>,
+    /// Rings without a kick descriptor.
+    unkicked: Vec<QueueId>,
+    /// When it is looked whether kicks have found nothing.
+    empty_due: Option<Clock>,
 }
 
 impl Loop<'_> {
@@ -247,6 +257,7 @@ impl Loop<'_> {
             any = true;
             let Target::Store(image) = op.target else { continue };
             let served = &mut self.served[image.0 as usize];
+            served.kicks.found = true;
             match served.store.submit(&op, self.shard.pieces(op.id), &self.mem) {
                 Some(result) => {
                     self.shard.handle_reply(&Reply { id: op.id, result, version: 0 });

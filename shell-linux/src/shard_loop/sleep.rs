@@ -6,12 +6,16 @@ use rustix::event::epoll;
 use rustix::time::Timespec;
 use sluice_core::device::{DeviceId, QueueId};
 
+use super::kicks::POLL_INTERVAL;
 use super::{Loop, MAILBOX, STORE};
 
 impl Loop<'_> {
     /// Sleeps until a driver, the control thread or a store has something.
     pub(super) fn sleep(&mut self) -> anyhow::Result<()> {
-        let left = self.capture_due.map(|due| due.saturating_duration_since(Clock::now()));
+        let due = self.capture_due.into_iter().chain(self.empty_due).min();
+        let left = due.map(|due| due.saturating_duration_since(Clock::now()));
+        let poll = (!self.unkicked.is_empty()).then_some(POLL_INTERVAL);
+        let left = left.into_iter().chain(poll).min();
         let timeout = left.map(Timespec::try_from).transpose()?;
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
@@ -29,11 +33,12 @@ impl Loop<'_> {
                 queue => {
                     #[expect(clippy::cast_possible_truncation, reason = "packed by place")]
                     let (device, index) = (DeviceId((queue >> 32) as u32), queue as u16);
-                    self.stirred = true;
-                    self.shard.handle_kick(&self.mem, QueueId { device, index });
+                    self.kicked(QueueId { device, index });
                 }
             }
         }
+        self.poll_unkicked();
+        self.find_empty_kicks();
         self.retry_captures();
         Ok(())
     }
