@@ -20,5 +20,7 @@ mod poison;
 mod qemu;
 #[path = "store/room.rs"]
 mod room;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "store/watch.rs"]
 mod watch;

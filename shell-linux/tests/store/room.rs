@@ -5,6 +5,8 @@ use std::process::Command;
 
 use rustix::mount::{MountFlags, mount};
 
+use super::skip::skip;
+
 const INSIDE: &str = "SLUICE_TEST_ROOM";
 
 /// `true` inside a namespace where mounting is allowed and hurts nobody. Outside, runs the test
@@ -19,7 +21,7 @@ pub(crate) fn inside(test: &str) -> bool {
         command
     };
     if !unshare().arg("true").status().is_ok_and(|status| status.success()) {
-        println!("skipped: this machine gives no user namespace to mount in");
+        skip("this machine gives no user namespace to mount in");
         return false;
     }
     let output = unshare()
