@@ -20,7 +20,5 @@ mod poison;
 mod qemu;
 #[path = "store/room.rs"]
 mod room;
-#[path = "support/skip.rs"]
-mod skip;
 #[path = "store/watch.rs"]
 mod watch;

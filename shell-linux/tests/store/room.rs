@@ -5,7 +5,10 @@ use std::process::Command;
 
 use rustix::mount::{MountFlags, mount};
 
-use super::skip::skip;
+use skip::skip;
+
+#[path = "../support/skip.rs"]
+mod skip;
 
 const INSIDE: &str = "SLUICE_TEST_ROOM";
 
