@@ -25,6 +25,8 @@ use super::{qcow2, vmdk, vpc};
 const COMPLAINT_MAX: u64 = 1000;
 /// Bytes of the longest line of a map.
 const LINE_MAX: u64 = 1 << 12;
+/// Bytes that are written to see whether there is room.
+const PROBE: usize = 1 << 20;
 /// What `check` answers: sound, with space lost, and of a format that has no check.
 const SOUND: [i32; 3] = [0, 3, 63];
 
@@ -58,7 +60,11 @@ impl Run<'_> {
         let complaints = std::thread::spawn(move || complaint(stderr));
         let result = follow(stdout);
         let status = child.0.wait().context("qemu-img")?;
-        let complaint = complaints.join().unwrap_or_default();
+        let mut complaint = complaints.join().unwrap_or_default();
+        // What it calls the image is no name that anybody knows.
+        for node in self.arguments.iter().filter(|argument| argument.starts_with("json:")) {
+            complaint = complaint.replace(&format!("'{node}'"), &shown(self.path));
+        }
         Ok((result, Ended { status, complaint }))
     }
 
@@ -243,7 +249,7 @@ impl Run<'_> {
             return Ok(());
         }
         // It may have died of a full file system before it could say so.
-        let more = |into: &File| into.write_all_at(&[1; 1 << 16], into.metadata()?.len());
+        let more = |into: &File| into.write_all_at(&vec![1; PROBE], into.metadata()?.len());
         self.write
             .map_or(Ok(()), more)
             .with_context(|| format!("cannot write what {} becomes", shown(self.path)))?;

@@ -18,6 +18,9 @@ use crate::store::marker;
 /// Ends the names of files in the making, and of no others.
 const ENDING: &str = ".sluice-new";
 
+/// Characters of a name that the name of a file in the making begins with.
+const NAME_CHARS: usize = 40;
+
 /// A file that is removed again unless it is published.
 #[derive(Debug)]
 pub(super) struct NewFile {
@@ -33,7 +36,9 @@ impl NewFile {
     pub(super) fn beside(target: &Path) -> anyhow::Result<Self> {
         let dir = target.parent().context("a file has a directory")?;
         sweep(dir);
+        // The beginning of its name, for people: all of it and what is added could be too long.
         let name = target.file_name().context("a file has a name")?.to_string_lossy();
+        let name: String = name.chars().take(NAME_CHARS).collect();
         loop {
             let name = Unfinished::new(dir.join(format!(".{name}.{}{ENDING}", random()?)));
             let file = File::options()
@@ -65,8 +70,8 @@ impl NewFile {
         Ok(this)
     }
 
-    /// Where it is for now, for other programs.
-    pub(super) fn path(&self) -> &Path {
+    /// Where it is for now.
+    fn path(&self) -> &Path {
         self.name.path()
     }
 

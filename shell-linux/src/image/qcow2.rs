@@ -30,6 +30,7 @@ pub(super) struct Names {
     pub(super) backing_format: Option<String>,
     /// Where guest data is, if it is not here. The name may be missing.
     pub(super) data: Option<OsString>,
+    pub(super) encrypted: bool,
 }
 
 /// Reads them; `None` when this is no sound header.
@@ -62,6 +63,7 @@ fn judge(header: &[u8], cluster: &[u8], backing: Option<Vec<u8>>) -> Option<Name
         3 => (be64(header, 72)?, be32(header, 100)? as usize),
         _ => return None,
     };
+    names.encrypted = be32(header, 32)? != 0;
     if features & DATA_FILE != 0 {
         names.data = Some(OsString::new());
     }
@@ -149,4 +151,38 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        //= spec/convert.md#CNV-10
+        #[test]
+        fn headers_of_any_kind_are_judged(
+            head in proptest::collection::vec(any::<u8>(), 0..200),
+            version in 2_u32..=3,
+            bits in 8_u32..=22,
+            places in proptest::collection::vec(0_u64..=2048, 3),
+        ) {
+            let mut bytes = head;
+            bytes.resize(4096, 0);
+            bytes[4..8].copy_from_slice(&version.to_be_bytes());
+            bytes[20..24].copy_from_slice(&bits.to_be_bytes());
+            for (at, place) in [8, 40, 72].into_iter().zip(places) {
+                bytes[at..at + 8].copy_from_slice(&place.to_be_bytes());
+            }
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            if let Some(names) = names(&file).unwrap() {
+                prop_assert!(names.backing.is_none_or(|name| name.len() <= NAME_MAX as usize));
+            }
+            is_whole(&file, 4096).unwrap();
+        }
+    }
 }

@@ -252,7 +252,12 @@ impl Named {
         match format {
             Format::Qcow2 => {
                 let names = qcow2::names(&main.file).with_context(reading)?.ok_or_else(unsound)?;
-                let qcow2::Names { backing, backing_format, data } = names;
+                if names.encrypted {
+                    return Err(Fault::Usage(format!(
+                        "{name} is encrypted; make an image of it that is not, where its key is"
+                    )));
+                }
+                let qcow2::Names { backing, backing_format, data, .. } = names;
                 Ok(Self { backing, backing_format, data, pieces: None })
             }
             Format::Vmdk => {

@@ -256,3 +256,45 @@ fn tables_fit(sparse: &Sparse, file: &File, bytes: u64) -> std::io::Result<Optio
     }
     Ok(Some(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        //= spec/convert.md#CNV-10
+        #[test]
+        fn headers_of_any_kind_are_judged(
+            head in proptest::collection::vec(any::<u8>(), 512),
+            numbers in proptest::collection::vec(prop_oneof![0_u64..=64, any::<u64>()], 6),
+        ) {
+            let mut bytes = head;
+            bytes[..4].copy_from_slice(b"KDMV");
+            for (at, number) in [12, 20, 28, 36, 44, 56].into_iter().zip(numbers) {
+                bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            }
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes).unwrap();
+            file.set_len(8192).unwrap();
+            // What is no place in a file is an error of reading it.
+            let _ = descriptor(&file, 8192);
+            let _ = is_whole(&file, 8192);
+        }
+
+        //= spec/convert.md#CNV-5
+        #[test]
+        fn only_numbers_of_a_descriptor_are_handed_on(text in "(RW [0-9]{1,4} (FLAT|SPARSE) \"[^\n\r]{1,30}\"( [0-9]{1,3})?\n){1,4}") {
+            if let Some(descriptor) = read_descriptor(text.as_bytes()) {
+                let names = vec!["N"; descriptor.extents.len()];
+                let ours = descriptor.rewritten(names.into_iter());
+                let extents: Vec<_> = ours.lines().filter(|line| line.starts_with("RW ")).collect();
+                prop_assert_eq!(extents.len(), descriptor.extents.len());
+                prop_assert!(extents.iter().all(|line| line.split('"').nth(1) == Some("N")));
+            }
+        }
+    }
+}

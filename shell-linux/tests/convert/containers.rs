@@ -220,3 +220,34 @@ fn no_guest_makes_its_own_disk_unservable() {
     fs::write(&other, fs::read(&file).unwrap()).unwrap();
     assert_eq!(refusal(&other, &socket).0, Some(1));
 }
+
+/// A file system without attributes: there names have to do.
+//= spec/convert.md#CNV-4
+#[test]
+fn without_marks_a_name_says_what_is_raw() {
+    if !super::room::inside("containers::without_marks_a_name_says_what_is_raw") {
+        return;
+    }
+    let room = &room();
+    let bare = room.path("bare");
+    fs::create_dir(&bare).unwrap();
+    super::room::mount_at(&bare, "ramfs", "");
+    let mut disk = vec![0; 1 << 20];
+    disk[..4].copy_from_slice(b"\x1f\x8b\x08\0");
+    let (named, other) = (bare.join("x.raw"), bare.join("x.img"));
+    for path in [&named, &other] {
+        fs::write(path, &disk).unwrap();
+    }
+    look_before_serving(&named, false, false).unwrap();
+    assert!(look_before_serving(&other, false, false).is_err());
+    look_before_serving(&other, true, false).unwrap();
+    // Images are there under such names, and are made without marks.
+    let images = sluice_linux::image::Catalog::new(bare.clone());
+    let name = super::kit::name("i");
+    images.import(&other, &name, &raw(), &|_, _| (), &|_| ()).unwrap();
+    look_before_serving(&images.path(&name), false, false).unwrap();
+    let said = std::cell::RefCell::new(String::new());
+    let note = |text: String| said.borrow_mut().push_str(&text);
+    images.export(&name, &bare.join("out"), Format::Raw, false, &|_, _| (), &note).unwrap();
+    assert!(said.borrow().contains("import --format raw"), "{said:?}");
+}

@@ -222,3 +222,14 @@ fn names_of_sources_are_literal() {
         room.import(&exported, &format!("e{number}")).unwrap();
     }
 }
+
+//= spec/convert.md#CNV-7
+#[test]
+fn encrypted_images_are_refused_as_that() {
+    let room = &room();
+    let image = made(room, "x.qcow2", "qcow2", &[]);
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&2_u32.to_be_bytes(), 32).unwrap();
+    let (code, said) = refused(room.import(&image, "x"));
+    assert!(code == 2 && said.contains("encrypted"), "{said}");
+}

@@ -86,3 +86,26 @@ fn a_full_target_fails_and_nothing_is_left() {
         assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
     }
 }
+
+//= spec/convert.md#CNV-11
+#[test]
+fn a_missing_converter_is_named_and_raw_disks_need_none() {
+    let room = &room();
+    let disk = room.disk("disk", MIB);
+    let packed = room.converted(&disk, "disk.qcow2", &["-O", "qcow2"]);
+    let image = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(super::kit::SLUICE);
+        command.args(["image", "--dir"]).arg(room.images.dir()).args(arguments);
+        command.env("PATH", "/nonexistent").output().unwrap()
+    };
+    let (disk, packed) = (disk.to_str().unwrap(), packed.to_str().unwrap());
+    let long = room.path(&"n".repeat(250));
+    assert!(image(&["import", disk, "i"]).status.success());
+    assert!(image(&["export", "i", long.to_str().unwrap()]).status.success());
+    for arguments in [&["import", packed, "x"][..], &["export", "--format", "vdi", "i", "x"]] {
+        let output = image(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("qemu-utils"), "{said}");
+    }
+    room.has_images(1);
+}
