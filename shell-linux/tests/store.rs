@@ -8,6 +8,8 @@ mod apart;
 mod basics;
 #[path = "store/fuse.rs"]
 mod fuse;
+#[path = "store/device.rs"]
+mod device;
 #[path = "store/full.rs"]
 mod full;
 #[path = "store/kit.rs"]

@@ -34,7 +34,8 @@ impl Alignment {
             let (memory, offset) = (told.stx_dio_mem_align, told.stx_dio_offset_align);
             return (memory > 0 && offset > 0).then_some((Self { memory, offset }, true));
         }
-        let bytes = device_block(file).unwrap_or(CAREFUL);
+        let bytes = super::probe::block_of(file).unwrap_or(0);
+        let bytes = if bytes > 0 { bytes } else { device_block(file).unwrap_or(CAREFUL) };
         Some((Self { memory: bytes, offset: bytes }, false))
     }
 }

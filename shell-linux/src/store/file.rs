@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, ensure};
-use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use sluice_core::image::{Backing, ImageConfig};
 use sluice_core::limits::SECTOR_BYTES;
@@ -56,16 +55,11 @@ impl FileStore {
         );
         // The mark of a poisoned image lies beside the file itself, not beside a link to it.
         let path = path.canonicalize().with_context(|| format!("cannot open image {shown}"))?;
-        let mut how = std::fs::OpenOptions::new();
-        how.read(true).write(!options.read_only);
-        // What waits on opening, as a pipe does, is no image anyway.
-        how.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = how.open(&path).with_context(|| format!("cannot open image {shown}"))?;
-        let about = file.metadata().with_context(|| format!("cannot look at {shown}"))?;
-        ensure!(about.is_file(), "{shown} is no regular file: images are raw files");
-        // With the flag left on, io_uring would answer EAGAIN where it has to wait.
-        fcntl_setfl(&file, OFlags::empty())?;
-        let (bytes, block) = (about.len(), u64::from(options.block_bytes));
+        let file = probe::open_plain(&path, options.read_only)?;
+        let block_bytes = probe::block_of(&file)?.max(options.block_bytes);
+        let options = OpenOptions { block_bytes, ..options };
+        let bytes = probe::size_of(&file).with_context(|| format!("cannot measure {shown}"))?;
+        let block = u64::from(block_bytes);
         ensure!(
             bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES),
             "{shown} has {bytes} bytes; an image has a multiple of 512, and not 0: resize it"
@@ -76,7 +70,7 @@ impl FileStore {
         );
         let (file, way) = probe::open_best(&path, file, options, bytes)?;
         bytes::serve(&file, options.read_only);
-        let discard = !options.read_only && probe::can_punch(&file, bytes);
+        let discard = !options.read_only && probe::can_discard(&file, bytes);
         let config = ImageConfig {
             backing: Backing::Store,
             capacity_sectors: bytes / SECTOR_BYTES,
@@ -238,11 +232,13 @@ impl FileStore {
         let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
         ensure!(same, "{path} has been replaced since it was opened: attach it again");
         // One that has grown is followed.
+        let bytes =
+            probe::size_of(&self.engine.ground().file).context("cannot measure the image")?;
         ensure!(
-            ours.len() >= self.bytes,
+            bytes >= self.bytes,
             "{path} had {} bytes when it was opened and has {} now: attach it again",
             self.bytes,
-            ours.len()
+            bytes
         );
         if marker::is_there(&self.path) && !self.config.poisoned {
             return Err(anyhow!("{path} was poisoned since it was opened: attach it again"));

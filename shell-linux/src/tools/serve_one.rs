@@ -83,6 +83,9 @@ pub struct Args {
     /// Refuse to write
     #[arg(long)]
     read_only: bool,
+    /// Bytes of a logical block that the guest sees: 512 or 4096; a device has at least its own
+    #[arg(long, value_name = "BYTES", default_value_t = 512, requires = "blk_file")]
+    block_size: u32,
     /// Queues that the device offers
     #[arg(long, value_name = "N", default_value_t = QUEUES_PER_DEVICE_MAX, value_parser = clap::value_parser!(u16).range(1..=128))]
     queues: u16,
@@ -122,7 +125,7 @@ pub struct Args {
 #[derive(Clone, Debug, ClapArgs)]
 #[group(required = false, multiple = false)]
 struct Source {
-    /// Serve this raw image file
+    /// Serve this raw image file or block device
     #[arg(long, value_name = "FILE")]
     blk_file: Option<PathBuf>,
     /// Serve a disk of this size that stores nothing and leaves read buffers as they are
@@ -163,6 +166,7 @@ impl Args {
             source: Source { blk_file: Some(blk_file), blk_null: None, blk_memory: None },
             format: None,
             read_only: false,
+            block_size: 512,
             queues: QUEUES_PER_DEVICE_MAX,
             poll: PollMode::Adaptive,
             spin_us: 50,
@@ -191,7 +195,11 @@ impl Args {
             look_before_serving(path, self.format.is_some(), self.read_only)?;
             return Store::open(
                 path,
-                OpenOptions { read_only: self.read_only, ..OpenOptions::default() },
+                OpenOptions {
+                    read_only: self.read_only,
+                    block_bytes: self.block_size,
+                    ..OpenOptions::default()
+                },
             );
         }
         ensure!(!self.read_only, "--read-only goes with --blk-file");

@@ -83,7 +83,7 @@ fn what_is_no_image_is_refused_with_a_reason() {
     let plain = OpenOptions::default();
     assert!(say(&dir.path().join("nothing"), plain).contains("No such file"));
     assert!(say(dir.path(), plain).contains("cannot open"));
-    assert!(say(std::path::Path::new("/dev/null"), plain).contains("no regular file"));
+    assert!(say(std::path::Path::new("/dev/null"), plain).contains("no block device"));
     for bytes in [0, 511, 513] {
         let said = say(&image(dir.path(), bytes), plain);
         assert!(said.contains("multiple of 512"), "{said}");
