@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sluice_linux::image::Fault;
 use sluice_linux::parking::keeper;
-use sluice_linux::tools::{bench, demo, image, qemu_args, serve_one, verify};
+use sluice_linux::tools::{bench, cleanup, demo, image, qemu_args, serve_one, verify};
 use sluice_linux::{log, output};
 
 /// The gate between virtual machines and block storage.
@@ -52,6 +52,8 @@ enum Command {
     Image(image::Args),
     #[command(hide = true)]
     Keeper(keeper::Args),
+    #[command(hide = true)]
+    Cleanup(cleanup::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::QemuArgs(args) => (qemu_args::run(args).map(|()| ExitCode::SUCCESS), FAILED),
         Command::Image(args) => (image::run(args).map(|()| ExitCode::SUCCESS), FAILED),
         Command::Keeper(args) => (keeper::run(args), FAILED),
+        Command::Cleanup(args) => (cleanup::run(args), FAILED),
     };
     ended(done, failed)
 }

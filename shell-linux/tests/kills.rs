@@ -283,3 +283,36 @@ fn a_keeper_that_dies_does_no_harm() {
     assert_eq!(second.terminate(), Some(0));
     assert!(!place.keeper().exists());
 }
+
+//= spec/tools.md#TOOL-10
+#[test]
+fn a_check_that_is_ended_by_a_signal_leaves_nothing() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL] {
+        for parked in [&[][..], &["--parked"]] {
+            let place = TempDir::new().unwrap();
+            let inside = |name: &str| {
+                let entries = std::fs::read_dir(place.path()).unwrap().flatten();
+                entries.map(|entry| entry.path().join(name)).any(|path| path.exists())
+            };
+            let mut verify = Command::new(SLUICE);
+            verify.args(["verify", "--kill", "100000", "--json", "--dir"]).arg(place.path());
+            let mut check = verify.args(parked).stdout(Stdio::null()).spawn().unwrap();
+            let last = if parked.is_empty() { "disk.sock" } else { ".disk.sock.keeper" };
+            until("daemon", || inside(last));
+            kill_process(Pid::from_child(&check), signal).unwrap();
+            assert_eq!(check.wait().unwrap().code(), None, "it was ended by {signal:?}");
+            until("end of the directory", || {
+                std::fs::read_dir(place.path()).unwrap().next().is_none()
+            });
+            // What they were started with names the directory.
+            let place = place.path().display().to_string();
+            let is_there = || {
+                let all = std::fs::read_dir("/proc").unwrap().flatten();
+                let lines =
+                    all.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+                lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(&place))
+            };
+            until("end of daemon and keeper", || !is_there());
+        }
+    }
+}

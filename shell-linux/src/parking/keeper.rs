@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -50,7 +50,7 @@ type Held = BTreeMap<String, OwnedFd>;
 
 /// A daemon's view of its keeper.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     /// `None` when a predecessor started it.
     process: Option<Child>,
 }
@@ -91,6 +91,13 @@ impl Keeper {
             }
         }
         Ok(Some((Self { process }, store, found)))
+    }
+
+    /// Ends the keeper of the disk at `socket` from outside, as soon as its daemon is dead.
+    pub(crate) fn dismiss(socket: &Path) -> anyhow::Result<()> {
+        let end = dial(&path_beside(socket)?)?;
+        ensure!(peer(&end)?.uid == rustix::process::geteuid().as_raw(), "it is somebody else's");
+        FdStore::keeper(end)?.say(END)
     }
 
     /// Lets it go.

@@ -15,8 +15,8 @@ use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use sluice_sim::prng::Prng;
-use tempfile::TempDir;
 
+use super::cleanup::{self, Cleanup};
 use super::guest::Guest;
 use super::link::{LOOK, Link, settle};
 use super::shared::Shared;
@@ -116,7 +116,7 @@ enum Way<'l, 'a> {
 /// The daemon, and everything it needs to come back.
 #[derive(Debug)]
 pub(super) struct Victim {
-    directory: TempDir,
+    directory: PathBuf,
     command: Vec<String>,
     daemon: Child,
     kills: u32,
@@ -125,14 +125,18 @@ pub(super) struct Victim {
     prng: Prng,
     found: Kills,
     stalls: Vec<Duration>,
+    /// Dropped last.
+    _cleanup: Cleanup,
 }
 
 impl Victim {
     fn start(args: &Args, kills: u32, queues: u16, seed: u64) -> anyhow::Result<Self> {
         let place = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let directory = tempfile::Builder::new().prefix("sluice-verify-").tempdir_in(&place);
+        let directory = tempfile::Builder::new().prefix(cleanup::PREFIX).tempdir_in(&place);
         let directory = directory.with_context(|| format!("a directory in {}", place.display()))?;
-        let image = directory.path().join("disk.raw");
+        let cleanup = Cleanup::of(directory.path())?;
+        let directory = directory.keep();
+        let image = directory.join("disk.raw");
         std::fs::File::create(&image)
             .and_then(|file| file.set_len(args.image_size))
             .with_context(|| format!("making {}", image.display()))?;
@@ -141,7 +145,8 @@ impl Victim {
             ["--log", "error", "serve-one", "--queues"].map(str::to_owned).into();
         command.extend([queues.to_string(), "--late-us".to_owned(), args.late_us.to_string()]);
         command.extend(["--blk-file".to_owned(), text(&image)]);
-        command.extend(["--socket-path".to_owned(), text(&socket(directory.path()))]);
+        command.extend(["--socket-path".to_owned(), text(&directory.join(cleanup::SOCKET))]);
+        command.extend(["--parent".to_owned(), std::process::id().to_string()]);
         if args.parked {
             command.extend(["--park", "keeper"].map(str::to_owned));
         }
@@ -156,12 +161,13 @@ impl Victim {
             prng: Prng::new(seed).fork(),
             found: Kills::default(),
             stalls: Vec::new(),
+            _cleanup: cleanup,
         })
     }
 
     /// Where the disk is.
     pub(super) fn socket(&self) -> PathBuf {
-        socket(self.directory.path())
+        self.directory.join(cleanup::SOCKET)
     }
 
     /// Kills the daemon as often as it is to be, under a guest's load, or until that is over. Over
@@ -303,10 +309,6 @@ impl Drop for Victim {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
-}
-
-fn socket(directory: &Path) -> PathBuf {
-    directory.join("disk.sock")
 }
 
 fn start(command: &[String]) -> anyhow::Result<Child> {

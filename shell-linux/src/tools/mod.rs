@@ -13,6 +13,7 @@ mod shared;
 mod talk;
 mod shell;
 pub mod bench;
+pub mod cleanup;
 pub mod demo;
 pub mod guest;
 pub mod image;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use rustix::fs::{Gid, Mode};
+use rustix::process::{Signal, getppid};
 use sluice_core::device::DeviceId;
 use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
@@ -116,6 +117,9 @@ pub struct Args {
     /// For tests: do not offer to track what is in flight
     #[arg(long, hide = true)]
     untracked: bool,
+    /// Be killed when the process of this number ends, which has started this one
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<i32>,
     /// Print what this program can do as JSON, and exit, whatever else is said
     #[arg(long)]
     print_capabilities: bool,
@@ -177,6 +181,7 @@ impl Args {
             park: parking::Choice::Auto,
             late_us: None,
             untracked: false,
+            parent: None,
             print_capabilities: false,
         }
     }
@@ -293,6 +298,9 @@ pub fn print_capabilities() -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
+    if let Some(pid) = args.parent {
+        end_with(pid)?;
+    }
     let ending = Ending::watch(Duration::from_millis(args.shutdown_ms))?;
     let notify = Notify::from_environment();
     let disks: Vec<_> =
@@ -343,6 +351,15 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     if let Some(parking) = parking {
         parking.end();
     }
+    Ok(())
+}
+
+/// Lets this process be killed when its parent ends.
+fn end_with(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before.
+    let is_there = getppid().is_some_and(|pid| pid.as_raw_pid() == parent);
+    ensure!(is_there, "the process {parent}, which has started this one, has ended");
     Ok(())
 }
 
