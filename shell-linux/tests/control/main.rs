@@ -10,6 +10,7 @@ mod descriptors;
 mod framing;
 mod inflight;
 mod leaving;
+mod log;
 mod meaning;
 mod parking;
 mod repeat;
