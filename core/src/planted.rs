@@ -123,6 +123,8 @@ faults! {
     SecondMarkForgotten,
     /// Where data lands is not marked, only the status byte is.
     LandingUnlogged,
+    /// What requests that are left have read is not marked.
+    LeftUnlogged,
     /// A region that has left the memory table has no guest address any more.
     RetiredUnlogged,
     /// The used ring is marked without the event index behind it.

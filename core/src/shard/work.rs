@@ -203,7 +203,9 @@ impl Shard<'_> {
         let (mut left, mut logged) = (Fifo::EMPTY, Ok(()));
         if queue.leaving {
             (done, left) = part_orphans(&mut self.requests, done);
-            logged = dirty::log_landings(mem, device, &self.requests, self.segments, &left);
+            if !planted(Fault::LeftUnlogged) {
+                logged = dirty::log_landings(mem, device, &self.requests, self.segments, &left);
+            }
         }
         let count = done.len();
         //= spec/lifecycle.md#LIF-13

@@ -150,7 +150,7 @@ impl Journey<'_, '_> {
                 6 => (HIGH_GUEST - 0x100, 1024),
                 _ => (LOW_GUEST + 0x1000 + 0x100 * at, 512),
             };
-            let status = (HIGH_GUEST + 0x1000 + 0x400 * at, 1, DESC_WRITE);
+            let status = (HIGH_GUEST + 0x1000 + 0x200 * at, 1, DESC_WRITE);
             let header = (header, 16, 0);
             let chain = match kind {
                 IN => &[header, (data, bytes, DESC_WRITE), status][..],
