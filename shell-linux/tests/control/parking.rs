@@ -199,6 +199,51 @@ fn numbers_are_never_used_again() {
     }
 }
 
+/// The same front end over the same connection, whoever serves it: what it has said to one daemon
+/// holds for the next.
+//= spec/parking.md#PRK-1
+//= spec/parking.md#PRK-3
+//= spec/parking.md#PRK-9
+#[test]
+fn a_successor_goes_on_with_everything_that_was_said() {
+    let (mut left, mut front) = (BTreeMap::new(), None);
+    let ring = 0_u64.to_ne_bytes();
+    for generation in 1..=4 {
+        let alone = alone();
+        let (mut store, place) = Store::new(left);
+        let daemon = Daemon::parking_at(place, alone);
+        let (mut client, mut guest) = front.take().unwrap_or_else(|| {
+            let mut client = daemon.connect(0);
+            let guest = start(&mut client);
+            (client, guest)
+        });
+        assert!(client.is_served(), "generation {generation}");
+        if !store.record().rings[&0].started {
+            guest.start_ring(&mut client);
+        }
+        // Memory, ring and interrupts are those that it has handed over last.
+        guest.signals();
+        guest.read();
+        while guest.used() < generation || guest.signals() == 0 {
+            std::thread::yield_now();
+        }
+        for message in &chatter(&guest) {
+            say(&mut client, message);
+            store.record();
+        }
+        assert_eq!(client.acked(request::SET_VRING_CALL, &ring, &[guest.call.as_fd()]), 0);
+        assert_eq!(client.acked(request::SET_VRING_KICK, &ring, &[guest.kick.as_fd()]), 0);
+        // What the next one finds runs, or is stopped.
+        if generation % 2 == 0 {
+            assert_eq!(stop(&mut client), u32::from(generation));
+        }
+        assert_eq!(store.record().rings[&0].started, generation % 2 == 1);
+        drop(daemon);
+        left = store.leave();
+        front = Some((client, guest));
+    }
+}
+
 /// A daemon has died in the middle of a message.
 fn mark(left: &BTreeMap<String, OwnedFd>) {
     use std::os::unix::fs::FileExt;
