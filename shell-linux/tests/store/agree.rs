@@ -161,6 +161,37 @@ fn a_file_system_without_holes_gets_zeroes_written() {
     check(&mut stores, 20);
 }
 
+/// A device may stop in the middle of a block; what follows begins at a block again.
+//= spec/store.md#STO-7
+#[test]
+fn direct_transfers_that_end_inside_a_block_go_on_at_its_start() {
+    if !room::inside("agree::direct_transfers_that_end_inside_a_block_go_on_at_its_start") {
+        return;
+    }
+    for engine in [EngineKind::Inline, EngineKind::Threads] {
+        let behaviour =
+            Behaviour { short: Some(4096 + 700), block: Some(4096), ..Behaviour::default() };
+        let fuse = Fuse::new(behaviour);
+        let engine = Some(engine);
+        let options = OpenOptions { engine, block_bytes: 4096, ..OpenOptions::default() };
+        let mut store = take(&fuse.image(), options);
+        assert!(store.describe().contains("direct"), "{store}");
+        let guest = Guest::new(1 << 20);
+        let bytes: Vec<u8> = (0..5 * 4096_u32).map(|i| (i / 7).to_le_bytes()[0]).collect();
+        let len = bytes.len();
+        // From and to memory as it is, and by the detour of odd addresses.
+        for (from, into) in [(0, 1 << 17), (3, (1 << 17) + 5)] {
+            guest.put(from, &bytes);
+            let pieces = |at| [guest.piece(at, u32::try_from(len).unwrap())];
+            let all = |kind| op(3, kind, 8192, len as u64);
+            let moved = i64::try_from(len).unwrap();
+            assert_eq!(run(&mut store, &all(OpKind::Write), &pieces(from), &guest.mem), moved);
+            assert_eq!(run(&mut store, &all(OpKind::Read), &pieces(into), &guest.mem), moved);
+            assert!(guest.get(into, len) == bytes, "{store}");
+        }
+    }
+}
+
 //= spec/store.md#STO-7
 #[test]
 fn transfers_cut_short_go_on() {

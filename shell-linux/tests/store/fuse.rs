@@ -44,6 +44,8 @@ pub(crate) struct Behaviour {
     pub(crate) failing_syncs: u32,
     /// Bytes that a read or write moves at most.
     pub(crate) short: Option<usize>,
+    /// The block that reads and writes have to begin at, as direct I/O has it.
+    pub(crate) block: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -177,6 +179,11 @@ impl Server {
         let record = Record::default();
         let behaviour = &mut self.shared.0.lock().unwrap();
         let bounded = |len: usize| len.min(behaviour.short.unwrap_or(len));
+        if let (READ | WRITE, Some(block)) = (opcode, behaviour.block)
+            && !usize::try_from(long(body, 8)).unwrap().is_multiple_of(block)
+        {
+            return Some(Err(libc::EINVAL));
+        }
         Some(Ok(match opcode {
             FORGET | BATCH_FORGET | INTERRUPT => return None,
             // Version 7.31, writes of up to 1 MiB.
