@@ -2,7 +2,7 @@
 
 use crate::blk::Limits;
 use crate::blk::config::BlkFeatures;
-use crate::limits::{PART_BYTES_MAX, SECTOR_BYTES};
+use crate::limits::SECTOR_BYTES;
 use crate::placement::{ClusterId, PoolId};
 use crate::planted::{Fault, planted};
 use crate::slots::Fifo;
@@ -47,6 +47,9 @@ pub struct ImageConfig {
     pub write_zeroes: bool,
     /// Whether an earlier sync failed: reads go on, everything that modifies fails.
     pub poisoned: bool,
+    /// Whether operations are carried out, or their bytes moved, inside the turn that hands them
+    /// out. They cost others their length then, so they are cut.
+    pub in_turn: bool,
 }
 
 impl ImageConfig {
@@ -113,6 +116,7 @@ impl Image {
         discard: false,
         write_zeroes: false,
         poisoned: false,
+        in_turn: false,
     });
 
     /// An image nobody has used yet.
@@ -169,16 +173,9 @@ pub enum Geometry {
 }
 
 impl Geometry {
-    /// Bytes, from `offset` on, of the first part of a range of `len` bytes.
-    ///
-    /// Parts cover the range exactly, in order, and none crosses an object. `payload` says
-    /// whether the bytes are moved, in which case a part is bounded in length too.
-    //= spec/placement.md#PLC-1
-    //= spec/placement.md#PLC-2
-    #[must_use]
+    /// Bytes of a range of `len` from `offset` on that lie in its first object.
     #[inline]
-    pub fn first_part(self, offset: u64, len: u64, payload: bool) -> u64 {
-        let len = if payload { len.min(PART_BYTES_MAX) } else { len };
+    fn first_part(self, offset: u64, len: u64) -> u64 {
         match self {
             _ if planted(Fault::ObjectCrossed) => len,
             Self::Flat => len,
@@ -187,9 +184,36 @@ impl Geometry {
     }
 }
 
+/// How a request is cut into parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Where objects end.
+    pub geometry: Geometry,
+    /// Bytes that one part moves at most.
+    pub moved: u64,
+    /// Bytes that one part discards or zeroes at most.
+    pub cleared: u64,
+}
+
+impl Cut {
+    /// Bytes, from `offset` on, of the first part of a range of `len` bytes.
+    ///
+    /// Parts cover the range exactly, in order, and none crosses an object or is too long.
+    /// `payload` says whether the bytes are moved.
+    //= spec/placement.md#PLC-1
+    //= spec/placement.md#PLC-2
+    #[must_use]
+    #[inline]
+    pub fn first_part(self, offset: u64, len: u64, payload: bool) -> u64 {
+        let most = if payload { self.moved } else { self.cleared };
+        self.geometry.first_part(offset, len.min(most))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PART_BYTES_MAX;
     use proptest::prelude::*;
 
     fn config() -> ProptestConfig {
@@ -220,9 +244,10 @@ mod tests {
         ) {
             let object = chunks << block_log;
             let geometry = if flat { Geometry::Flat } else { Geometry::Objects(object) };
+            let cut = Cut { geometry, moved: PART_BYTES_MAX, cleared: u64::MAX };
             let (mut at, end) = (sector * 512, (sector + sectors) * 512);
             while at < end {
-                let part = geometry.first_part(at, end - at, payload);
+                let part = cut.first_part(at, end - at, payload);
                 prop_assert!(part > 0);
                 prop_assert!(!payload || part <= PART_BYTES_MAX);
                 prop_assert!(flat || at / object == (at + part - 1) / object);

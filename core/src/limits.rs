@@ -47,6 +47,32 @@ pub const PARTS_RESERVED: u32 = 1;
 /// Chains taken from one queue before the next queue has its turn.
 pub const QUEUE_BATCH: u16 = 32;
 
+/// Chains that one turn takes at most, over all queues.
+pub const TURN_CHAINS: u32 = 64;
+
+/// What the operations of one turn cost at most, in bytes: a full batch of 4 KiB each.
+pub const TURN_COST: u32 = QUEUE_BATCH as u32 * (OP_COST + 4096);
+
+/// What handing an operation out costs beside the bytes that it moves, in bytes.
+pub const OP_COST: u32 = 16 << 10;
+
+/// What a device gets of a turn at least, however many share it: chains, and cost in bytes.
+pub const CHAINS_SHARE_MIN: u32 = 4;
+/// See [`CHAINS_SHARE_MIN`].
+pub const TURN_SHARE_MIN: u32 = 32 << 10;
+
+/// Bytes of a slice: what one operation moves at most inside a turn, or while several devices have
+/// work.
+pub const SLICE_BYTES: u64 = 128 << 10;
+
+/// Bytes that one operation discards or zeroes at most inside a turn: to give a page back and to take
+/// another costs several times its copy.
+pub const CLEARED_BYTES: u64 = SLICE_BYTES / 4;
+
+/// Bytes that devices of one shard have under way together while several have work: each its share,
+/// and one slice at least.
+pub const FLIGHT_BYTES: u64 = 4 * SLICE_BYTES;
+
 /// Empty visits after which a polled queue is armed and only sampled.
 pub const EMPTY_VISITS_MAX: u16 = 1024;
 

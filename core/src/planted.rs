@@ -107,6 +107,10 @@ faults! {
     RowUnkept,
     /// The records of a packed chain are taken off the free list before the chain is marked.
     ListedFirst,
+    /// A device that has used its share up keeps its place in the round.
+    TurnKept,
+    /// Places of the pools go to whoever comes first.
+    SlotsForOne,
     /// A packed queue goes on where its front end says, not where its area does.
     FrontEndBelieved,
     /// The numbers of chains are cut to 16 bits where they are stored.

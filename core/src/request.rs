@@ -1,7 +1,7 @@
 //! A request under way: a cursor that cuts parts on demand, and the join of their ends.
 
 use crate::blk::{Range, Status};
-use crate::image::Geometry;
+use crate::image::Cut;
 use crate::limits::{PARTS_PER_REQUEST_MAX, RANGES_MAX, SEGMENTS_MAX};
 use crate::memory::{RegionSet, Segment};
 use crate::op::{OpKind, Piece, Reply};
@@ -31,7 +31,8 @@ pub enum RequestKind {
 pub struct Request {
     /// The queue it came from, as a place in the shard's pool.
     pub(crate) queue: u32,
-    /// The image, likewise.
+    /// Its device and the image, likewise.
+    pub(crate) device: u32,
     pub(crate) image: u32,
     pub(crate) kind: RequestKind,
     pub(crate) token: ChainToken,
@@ -130,6 +131,7 @@ impl Request {
     /// A place for a request.
     pub const EMPTY: Self = Self {
         queue: 0,
+        device: 0,
         image: 0,
         kind: RequestKind::Answered,
         token: ChainToken(0),
@@ -159,7 +161,7 @@ impl Request {
     #[inline]
     pub(crate) fn peek_slice<'r>(
         &mut self,
-        geometry: Geometry,
+        cut: Cut,
         ranges: impl FnOnce() -> &'r [Range; RANGES_MAX],
     ) -> Option<Slice> {
         let cursor = &mut self.cursor;
@@ -189,7 +191,7 @@ impl Request {
             return None;
         }
         let payload = matches!(kind, OpKind::Read | OpKind::Write);
-        let len = geometry.first_part(cursor.offset, cursor.len, payload);
+        let len = cut.first_part(cursor.offset, cursor.len, payload);
         Some(Slice { offset: cursor.offset, len, skip: cursor.skip, kind })
     }
 

@@ -141,6 +141,7 @@ impl<'a> World<'a> {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         };
         let image = shard.add_image(config).expect("room");
         for _ in 0..DEVICES {
@@ -161,7 +162,7 @@ impl<'a> World<'a> {
             7 => self.set_up(bytes, device),
             8 => self.write_chain(bytes),
             9 => {
-                self.shard.poll_queues(&self.mem, Budget { chains: 8, samples: 2 });
+                self.shard.poll_queues(&self.mem, Budget { chains: 8, ..Budget::of_turn(2) });
             }
             10 => self.pending.extend(core::iter::from_fn(|| self.shard.poll_op())),
             11 => self.reply(bytes),

@@ -28,6 +28,8 @@ struct State {
     device: DeviceId,
     mem: Guest,
     reply: Option<ControlReply>,
+    /// Whether a turn has begun whose operations are not all handed out.
+    turn: bool,
 }
 
 static STORAGE: Border<Storage> = Border::new(Storage::EMPTY);
@@ -84,11 +86,12 @@ pub unsafe extern "C" fn sluice_init(base: *mut u8, size: usize, sectors: u64) -
         discard: true,
         write_zeroes: true,
         poisoned: false,
+        in_turn: true,
     };
     let Some(image) = shard.add_image(image) else { return -1 };
     let config = DeviceConfig { image, serial: *b"sluice freestanding\0", queues: 1 };
     let Some(device) = shard.add_device(config) else { return -1 };
-    *state = Some(State { shard, device, mem, reply: None });
+    *state = Some(State { shard, device, mem, reply: None, turn: false });
     0
 }
 
@@ -141,16 +144,21 @@ pub extern "C" fn sluice_kick() {
     });
 }
 
-/// Takes chains from the ring and finds the next operation; false when there is none.
+/// The next operation, after taking chains from the ring when a turn begins; false when there is
+/// none in this turn, which ends it: publish then, and poll again before you sleep.
 ///
 /// # Safety
 /// `op` points to room for one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sluice_poll(op: *mut SluiceOp) -> bool {
     let next = with(|state| {
-        state.shard.poll_queues(&state.mem, Budget { chains: 8, samples: 1 });
-        state.take_effects();
-        state.shard.poll_op()
+        if !core::mem::replace(&mut state.turn, true) {
+            state.shard.poll_queues(&state.mem, Budget::of_turn(1));
+            state.take_effects();
+        }
+        let next = state.shard.poll_op();
+        state.turn = next.is_some();
+        next
     });
     let Some(next) = next.flatten() else { return false };
     // SAFETY: room for one, says the contract.

@@ -17,7 +17,7 @@ const PARTS: usize = 4;
 /// What a shard of one device works in.
 pub(crate) struct Storage {
     images: [Slot<Image, 1>; 1],
-    devices: [Slot<Device, 1>; 1],
+    devices: [Slot<Device, 4>; 1],
     queues: [Slot<Queue, 3>; 1],
     requests: [Slot<Request, 1>; REQUESTS],
     segments: [[Segment; SEGMENTS_MAX]; REQUESTS],

@@ -31,7 +31,7 @@ pub struct Capacity {
 #[derive(Debug)]
 pub struct Arena {
     images: Vec<Slot<Image, 1>>,
-    devices: Vec<Slot<Device, 1>>,
+    devices: Vec<Slot<Device, 4>>,
     queues: Vec<Slot<Queue, 3>>,
     requests: Vec<Slot<Request, 1>>,
     segments: Vec<[Segment; SEGMENTS_MAX]>,

@@ -65,6 +65,7 @@ impl<'a> Belt<'a> {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         };
         let image = shard.add_image(image).expect("room for one");
         let config = DeviceConfig { image, serial: [0; 20], queues: 1 };
@@ -122,7 +123,7 @@ impl<'a> Belt<'a> {
     /// One turn of the shard. Everything that is measured happens in here, and nothing else.
     #[inline(never)]
     pub fn measured_turn(&mut self) {
-        self.shard.poll_queues(self.mem, Budget { chains: 128, samples: 0 });
+        self.shard.poll_queues(self.mem, Budget::of_turn(0));
         while let Some(op) = self.shard.poll_op() {
             let result = i64::try_from(op.len).unwrap_or(0);
             for piece in self.shard.pieces(op.id) {

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cluster;
 pub mod compare;
 pub mod crash;
+pub mod crowd;
 pub mod driver;
 pub mod durable;
 mod either;

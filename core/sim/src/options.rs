@@ -35,6 +35,8 @@ pub struct Options {
     pub pace: Pace,
     /// Chains in one poll.
     pub budget: u32,
+    /// What the operations of one turn may cost.
+    pub cost: u32,
     /// How long stores of the device stay invisible.
     pub lazy: u64,
     /// Guests that run between two steps of one turn.
@@ -141,6 +143,7 @@ impl Options {
             capacity,
             pace: prng.pick(&[Pace::Sleep, Pace::Sleep, Pace::Spin, Pace::Both]),
             budget: u32::try_from(1 + prng.skewed(127)).unwrap_or(1),
+            cost: 1 << prng.between(12, 20),
             lazy,
             interleave,
             latency_max: 1000 << prng.below(9),
@@ -175,5 +178,6 @@ fn draw_image(prng: &mut Prng, inode: u64) -> ImageConfig {
         discard: prng.chance(700),
         write_zeroes: prng.chance(700),
         poisoned: false,
+        in_turn: prng.chance(500),
     }
 }

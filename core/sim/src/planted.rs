@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use sluice_core::planted::{Fault, plant};
 use sluice_sim::crash::{Plan, explore};
+use sluice_sim::crowd;
 use sluice_sim::lives::live_long;
 use sluice_sim::migration::{Case, copy_at_any_moment, copy_before_any_death};
 use sluice_sim::world::run;
@@ -23,10 +24,11 @@ pub(crate) fn run_all(seeds: u64, names: &[&str]) -> ExitCode {
     for &fault in &chosen {
         plant(Some(fault));
         let by_kills = || Some(("kills".to_owned(), killed()?));
+        let by_crowds = || Some(("crowds".to_owned(), crowded()?));
         let by_seed = |seed| Some((format!("seed {seed:>4}"), complaint(|| of_seed(seed))?));
         let by_lives = || Some(("lives".to_owned(), complaint(lived)?));
         let by_copies = || Some(("copies".to_owned(), complaint(copied)?));
-        let small = || by_kills().or_else(by_lives).or_else(by_copies);
+        let small = || by_crowds().or_else(by_kills).or_else(by_lives).or_else(by_copies);
         // Most are seen by one of the first seeds, and every exploration takes seconds.
         let first = seeds.min(FIRST);
         let caught = (0..first).find_map(by_seed);
@@ -74,6 +76,11 @@ fn copied() -> Option<String> {
     let last = |what: String| what.rsplit("}: ").next().map(str::to_owned);
     let missed = all.iter().find_map(|case| copy_at_any_moment(case).err());
     missed.or_else(|| all.iter().find_map(|case| copy_before_any_death(case).err())).and_then(last)
+}
+
+/// What comes to light where everybody wants more than there is.
+fn crowded() -> Option<String> {
+    (0..100).find_map(|seed| complaint(|| crowd::run(seed).err()))
 }
 
 /// What killing a daemon at every moment brings to light.

@@ -88,6 +88,7 @@ impl Default for Setup {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         };
         Self {
             size: 16,
@@ -483,7 +484,7 @@ impl<'a> Rig<'a> {
 
     /// Takes chains from the ring.
     pub fn take_in(&mut self, mem: &impl SharedMemory) -> Work {
-        let work = self.shard.poll_queues(mem, Budget { chains: 256, samples: 4 });
+        let work = self.shard.poll_queues(mem, Budget { chains: 256, cost: u32::MAX, samples: 4 });
         self.take_effects(mem);
         work
     }

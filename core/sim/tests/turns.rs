@@ -118,6 +118,7 @@ fn i22_a_queue_that_is_always_full_leaves_the_others_their_turns() {
         discard: false,
         write_zeroes: false,
         poisoned: false,
+        in_turn: false,
     };
     let image = shard.add_image(image).unwrap();
     let config = DeviceConfig { image, serial: [0; 20], queues: 3 };
@@ -142,7 +143,7 @@ fn i22_a_queue_that_is_always_full_leaves_the_others_their_turns() {
         driver.expose(&mem);
     }
     let batch = u32::from(QUEUE_BATCH);
-    let budget = Budget { chains: batch, samples: 0 };
+    let budget = Budget { chains: batch, cost: u32::MAX, samples: 0 };
     assert_eq!(shard.poll_queues(&mem, budget).chains, batch, "its batch, and no more");
     let all = shard.poll_queues(&mem, budget).chains;
     assert_eq!(all, batch, "the others first, then what is left of the budget for it");
@@ -171,9 +172,9 @@ fn an_armed_queue_is_found_by_sampling() {
     assert_eq!(belt.reap(), 1);
     belt.shard.arm(&mem);
     belt.feed(1);
-    let none = belt.shard.poll_queues(&mem, Budget { chains: 8, samples: 0 });
+    let none = belt.shard.poll_queues(&mem, Budget { chains: 8, ..Budget::of_turn(0) });
     assert_eq!(none.chains, 0, "armed: it is not visited");
-    let found = belt.shard.poll_queues(&mem, Budget { chains: 8, samples: 1 });
+    let found = belt.shard.poll_queues(&mem, Budget { chains: 8, ..Budget::of_turn(1) });
     assert_eq!(found.chains, 1);
 }
 
@@ -186,7 +187,7 @@ fn a_shard_without_free_requests_sleeps_until_one_ends() {
     let (mut arena, mem) = (Arena::new(capacity), belt::memory());
     let mut belt = Belt::new(&mut arena, &mem, false, false);
     belt.feed(6);
-    let budget = Budget { chains: 8, samples: 0 };
+    let budget = Budget { chains: 8, ..Budget::of_turn(0) };
     assert_eq!(belt.shard.poll_queues(&mem, budget).chains, 4);
     assert_eq!(belt.shard.arm(&mem), Idle::Idle, "nothing can be taken");
     belt.grant();
@@ -194,5 +195,6 @@ fn a_shard_without_free_requests_sleeps_until_one_ends() {
     assert_eq!(belt.reap(), 4);
     assert_eq!(belt.shard.arm(&mem), Idle::More, "two are left, and there is room");
     assert_eq!(belt.shard.poll_queues(&mem, budget).chains, 2);
+    while belt.shard.poll_op().is_some() {}
     assert_eq!(belt.shard.arm(&mem), Idle::Idle);
 }

@@ -17,6 +17,7 @@ use crate::dirty::DirtyLog;
 use crate::image::{ImageConfig, ImageId};
 use crate::limits::{QUEUE_SIZE_MAX, QUEUES_PER_DEVICE_MAX, REGIONS_LIVE_MAX};
 use crate::memory::{MemoryMap, Region, find_user};
+use crate::shard::Share;
 use crate::time::Instant;
 use crate::virtqueue::layout::{EVENT_BYTES, avail_ring_bytes, desc_table_bytes, used_ring_bytes};
 use crate::virtqueue::{PackedBase, Rings};
@@ -109,6 +110,8 @@ pub struct Device {
     pub(crate) log: Option<DirtyLog>,
     /// Requests that have been taken and not given back.
     pub(crate) live: u32,
+    /// What it has of its shard's turns.
+    pub(crate) share: Share,
     /// Queues that run; while there are any, features are frozen.
     pub(crate) running: u32,
     /// The queue whose base has been asked for, and since when.
@@ -157,6 +160,7 @@ impl Device {
             inflight: None,
             log: None,
             live: 0,
+            share: Share::NONE,
             running: 0,
             draining: None,
             reply: None,

@@ -431,8 +431,9 @@ impl Shard<'_> {
             }
         }
         let image = self.devices[self.queues[queue].device].config.image.0;
-        let cut = core::mem::replace(&mut self.cut, Fifo::EMPTY);
-        self.cut = self.without(cut, queue);
+        let device = self.queues[queue].device;
+        let cut = core::mem::replace(&mut self.devices[device].share.cut, Fifo::EMPTY);
+        self.devices[device].share.cut = self.without(cut, queue);
         let unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
         self.unplaced = self.without(unplaced, queue);
         let waiting = core::mem::replace(&mut self.images[image].waiting, Fifo::EMPTY);

@@ -5,7 +5,9 @@ use crate::blk::{BlkRequest, Limits, Range, Status, Verdict, parse};
 use crate::device::{Device, QueueId};
 use crate::image::{Backing, Capture, CaptureNews, ImageConfig};
 use crate::inflight::Inflight;
-use crate::limits::{EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX};
+use crate::limits::{
+    EMPTY_VISITS_MAX, QUEUE_BATCH, RANGES_MAX, SEGMENTS_MAX, TURN_CHAINS, TURN_COST,
+};
 use crate::memory::{Segment, SharedMemory};
 use crate::placement::PgMap;
 use crate::planted::{Fault, planted};
@@ -19,6 +21,8 @@ use crate::virtqueue::{Chain, QueueFault, Ring};
 pub struct Budget {
     /// Chains taken, over all queues.
     pub chains: u32,
+    /// What the operations of one turn may cost, in bytes: see `limits::TURN_COST`.
+    pub cost: u32,
     /// Armed queues looked at.
     ///
     /// While a shard polls, this is how it finds work on queues that have been idle: a few at
@@ -26,11 +30,20 @@ pub struct Budget {
     pub samples: u32,
 }
 
+impl Budget {
+    /// What a thread that nothing hurries gives a turn.
+    pub const fn of_turn(samples: u32) -> Self {
+        Self { chains: TURN_CHAINS, cost: TURN_COST, samples }
+    }
+}
+
 /// What one poll did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Chains taken.
     pub chains: u32,
+    /// Devices that have operations to hand out in this turn.
+    pub ready: u32,
     /// Queues that broke, some of whose chains may have been taken before.
     pub broken: u32,
 }
@@ -40,7 +53,7 @@ impl Work {
     #[must_use]
     #[inline]
     pub const fn is_some(&self) -> bool {
-        self.chains | self.broken != 0
+        self.chains | self.ready | self.broken != 0
     }
 }
 
@@ -59,43 +72,29 @@ impl Shard<'_> {
         self.counters.kicks += 1;
         let Some(index) = self.find_queue(id) else { return };
         if self.queues[index].turn == Turn::Armed {
-            self.armed.remove(&mut self.queues, index);
+            let device = self.queues[index].device;
+            self.devices[device].share.armed.remove(&mut self.queues, index);
             self.activate(mem, index);
         }
     }
 
-    /// Visits every active queue and some armed ones, and takes chains from them.
+    /// Begins a turn: takes chains from the active queues of the devices that have it, after a look
+    /// at some armed ones.
     ///
-    /// Queues take turns: when the budget ends early, the next poll begins where this one
-    /// stopped.
+    /// Devices take turns, and so do the queues of each: what this turn has no room for comes first
+    /// in the next.
     //= spec/limits.md#LIM-3
     //= spec/limits.md#LIM-4
     pub fn poll_queues(&mut self, mem: &impl SharedMemory, budget: Budget) -> Work {
         let mut work = Work::default();
-        if self.stopping {
-            return work;
-        }
         let broken = self.counters.broken_queues;
-        for _ in 0..budget.samples.min(self.armed.len()) {
-            self.sample(mem);
-        }
-        for _ in 0..self.active.len() {
-            let left = budget.chains - work.chains;
-            if left == 0 || self.requests.available() == 0 {
-                break;
-            }
-            let Some(index) = self.active.pop(&mut self.queues) else { break };
-            // Its turn ends at the back of the list, unless the visit breaks it or it is idle.
-            self.active.push(&mut self.queues, index);
-            match self.visit(mem, index, left) {
-                Ok(0) => self.count_empty(mem, index),
-                Ok(taken) => {
-                    self.queues[index].empty = 0;
-                    work.chains += taken;
-                }
-                Err(fault) => self.break_queue(index, fault),
+        if !self.stopping {
+            for _ in 0..budget.samples.min(self.armed.len()) {
+                self.sample(mem);
             }
         }
+        self.begin_turn(budget);
+        self.give_turns(mem, budget, &mut work);
         work.broken = u32::try_from(self.counters.broken_queues - broken).unwrap_or(u32::MAX);
         work
     }
@@ -105,55 +104,74 @@ impl Shard<'_> {
     //= spec/limits.md#LIM-3
     pub fn arm(&mut self, mem: &impl SharedMemory) -> Idle {
         let mut idle = Idle::Idle;
-        // What cannot be taken now is found when something has ended, and that wakes the shard.
-        if self.stopping || self.requests.available() == 0 {
-            return idle;
-        }
-        for _ in 0..self.active.len() {
-            let Some(index) = self.active.first() else { break };
-            if !self.arm_queue(mem, index) {
+        for _ in 0..self.round.len() {
+            let Some(device) = self.round.pop(&mut self.devices) else { break };
+            self.round.push(&mut self.devices, device);
+            // It waits for its next turn alone.
+            //= spec/fairness.md#FAIR-9
+            if self.has_ops(device) && self.has_places(device) {
+                idle = Idle::More;
+            }
+            // What cannot be taken now is found when something has ended, and that wakes the shard.
+            if !self.stopping && self.room(device) > 0 && !self.arm_device(mem, device) {
                 idle = Idle::More;
             }
         }
         idle
     }
 
+    /// Asks a device's drivers for notifications; `false` when a queue has work after all.
+    fn arm_device(&mut self, mem: &impl SharedMemory, device: u32) -> bool {
+        let mut armed = true;
+        for _ in 0..self.devices[device].share.active.len() {
+            let Some(index) = self.devices[device].share.active.first() else { break };
+            armed &= self.arm_queue(mem, index);
+        }
+        armed
+    }
+
     /// Whether any queue is served at all: if not, only the control side can bring work.
     #[must_use]
-    pub const fn has_queues(&self) -> bool {
-        !self.active.is_empty() || !self.armed.is_empty()
+    pub fn has_queues(&self) -> bool {
+        let active = |(_, device): (u32, &Device)| !device.share.active.is_empty();
+        let armed = |(_, device): (u32, &Device)| !device.share.armed.is_empty();
+        self.round.iter(&self.devices).any(active) || self.armed.iter(&self.devices).any(armed)
     }
 
     fn sample(&mut self, mem: &impl SharedMemory) {
-        let Some(index) = self.armed.pop(&mut self.queues) else { return };
+        let Some(index) = self.next_armed() else { return };
         let available = match &mut self.queues[index].ring {
             Some(ring) => ring.available(mem),
             None => Ok(0),
         };
         if available == Ok(0) {
-            self.armed.push(&mut self.queues, index);
+            let device = self.queues[index].device;
+            self.devices[device].share.armed.push(&mut self.queues, index);
         } else {
             self.activate(mem, index);
         }
     }
 
-    fn count_empty(&mut self, mem: &impl SharedMemory, index: u32) {
+    pub(super) fn count_empty(&mut self, mem: &impl SharedMemory, index: u32) {
         let queue = &mut self.queues[index];
         queue.empty = queue.empty.saturating_add(1);
         if queue.empty >= EMPTY_VISITS_MAX {
-            self.active.remove(&mut self.queues, index);
-            self.active.push_front(&mut self.queues, index);
+            let active = &mut self.devices[queue.device].share.active;
+            active.remove(&mut self.queues, index);
+            active.push_front(&mut self.queues, index);
             self.arm_queue(mem, index);
         }
     }
 
-    /// Arms the first active queue; `false` when it has work after all and stays active.
+    /// Arms the first active queue of its device; `false` when it has work after all and stays
+    /// active.
     fn arm_queue(&mut self, mem: &impl SharedMemory, index: u32) -> bool {
-        let first = self.active.pop(&mut self.queues);
+        let owner = self.queues[index].device;
+        let first = self.devices[owner].share.active.pop(&mut self.queues);
         debug_assert_eq!(first, Some(index));
         let queue = &mut self.queues[index];
         queue.empty = 0;
-        let device = &self.devices[queue.device];
+        let device = &self.devices[owner];
         let armed = match &mut queue.ring {
             Some(ring) => ring.arm(mem).and_then(|more| {
                 if !planted(Fault::WishUnlogged) {
@@ -166,15 +184,16 @@ impl Shard<'_> {
         match armed {
             Ok(false) => {
                 queue.turn = Turn::Armed;
-                self.armed.push(&mut self.queues, index);
+                self.devices[owner].share.armed.push(&mut self.queues, index);
+                self.list_armed(owner);
                 true
             }
             Ok(true) => {
-                self.active.push(&mut self.queues, index);
+                self.devices[owner].share.active.push(&mut self.queues, index);
                 false
             }
             Err(fault) => {
-                self.active.push(&mut self.queues, index);
+                self.devices[owner].share.active.push(&mut self.queues, index);
                 self.break_queue(index, fault);
                 true
             }
@@ -186,12 +205,14 @@ impl Shard<'_> {
         let queue = &mut self.queues[index];
         queue.turn = Turn::Active;
         queue.empty = 0;
-        let device = &self.devices[queue.device];
+        let owner = queue.device;
+        let device = &self.devices[owner];
         let disarmed = match &mut queue.ring {
             Some(ring) => disarm(mem, device, ring),
             None => Ok(()),
         };
-        self.active.push(&mut self.queues, index);
+        self.devices[owner].share.active.push(&mut self.queues, index);
+        self.list_round(owner);
         if let Err(fault) = disarmed {
             self.break_queue(index, fault);
         }
@@ -199,16 +220,14 @@ impl Shard<'_> {
 
     /// Takes a queue out of its turns.
     pub(super) fn deactivate(&mut self, index: u32) {
-        match self.queues[index].turn {
-            Turn::None => {}
-            Turn::Active => {
-                self.active.remove(&mut self.queues, index);
-            }
-            Turn::Armed => {
-                self.armed.remove(&mut self.queues, index);
-            }
-        }
-        self.queues[index].turn = Turn::None;
+        let queue = &mut self.queues[index];
+        let turn = core::mem::replace(&mut queue.turn, Turn::None);
+        let share = &mut self.devices[queue.device].share;
+        let _ = match turn {
+            Turn::None => false,
+            Turn::Active => share.active.remove(&mut self.queues, index),
+            Turn::Armed => share.armed.remove(&mut self.queues, index),
+        };
     }
 
     /// Stops serving a queue. What is under way on it still ends.
@@ -240,14 +259,15 @@ impl Shard<'_> {
     /// The driver's lines are asked for a stage ahead of their use: heads, then the first
     /// descriptors, then the headers that these point to.
     //= spec/limits.md#LIM-1
-    fn visit(
+    pub(super) fn visit(
         &mut self,
         mem: &impl SharedMemory,
         index: u32,
         limit: u32,
     ) -> Result<u32, QueueFault> {
         let queue = &mut self.queues[index];
-        let device = &mut self.devices[queue.device];
+        let owner = queue.device;
+        let device = &mut self.devices[owner];
         let Some(ring) = &mut queue.ring else { return Ok(0) };
         let available = ring.available(mem)?;
         if available == 0 {
@@ -261,7 +281,7 @@ impl Shard<'_> {
         mem.prefetch_write(likely.status_at.region(), likely.status_at.offset);
         let header = &self.segments[queue.last as usize][0];
         mem.prefetch(header.region(), header.offset);
-        let limit = limit.min(self.requests.available()).min(QUEUE_BATCH.into());
+        let limit = limit.min(QUEUE_BATCH.into());
         let wanted = u16::try_from(limit).unwrap_or(QUEUE_BATCH).min(available);
         //= spec/recovery.md#REC-15
         let wanted = if queue.in_turn { wanted.min(u16::from(queue.live == 0)) } else { wanted };
@@ -277,14 +297,15 @@ impl Shard<'_> {
             through: device.writes_through() && !planted(Fault::ThroughForgotten),
             device,
             queue: index,
+            index: owner,
             holders: sync_holders(&self.map, &image.config),
             unanswerable: 0,
         };
         image.keep();
+        let mut cut = intake.device.share.cut;
         let ready = match image.capture {
-            _ if planted(Fault::CaptureSkipped) => &mut self.cut,
-            Capture::Granted => &mut self.cut,
-            Capture::None | Capture::Asked => &mut image.waiting,
+            Capture::None | Capture::Asked if !planted(Fault::CaptureSkipped) => &mut image.waiting,
+            _ => &mut cut,
         };
         let waiting = ready.len();
         let mut count = 0;
@@ -338,7 +359,9 @@ impl Shard<'_> {
         self.counters.requests += u64::from(count);
         self.counters.unanswerable += intake.unanswerable;
         //= spec/lifecycle.md#LIF-11
-        if image.capture == Capture::None && ready.len() > waiting {
+        let asks = image.capture == Capture::None && ready.len() > waiting;
+        intake.device.share.cut = cut;
+        if asks {
             image.capture = Capture::Asked;
             image.news = Some(CaptureNews::Take);
             let id = intake.device.config.image;
@@ -372,7 +395,7 @@ impl Shard<'_> {
         if request.through && request.status == Status::Ok {
             request.flush(sync_holders(&self.map, &self.images[request.image].config));
             request.listed = true;
-            self.cut.push(&mut self.requests, slot);
+            self.list_cut(slot);
             return;
         }
         let index = request.queue;
@@ -392,6 +415,7 @@ struct Intake<'d> {
     device: &'d mut Device,
     limits: Limits,
     queue: u32,
+    index: u32,
     /// Whether what is written has to be stable when it is given back.
     through: bool,
     /// How many looks a flush takes to find everybody it has to sync.
@@ -470,6 +494,7 @@ impl Intake<'_> {
     ) {
         *request = Request {
             queue: self.queue,
+            device: self.index,
             image: self.device.config.image.0,
             kind,
             token: chain.token,

@@ -5,8 +5,9 @@
 //! loop that drives it:
 //!
 //! 1. [`handle`](Shard::handle) what the control side sent;
-//! 2. [`poll_queues`](Shard::poll_queues);
-//! 3. [`poll_op`](Shard::poll_op) until it says `None`, handing each to whoever carries it out;
+//! 2. [`poll_queues`](Shard::poll_queues), which begins a turn of one or more devices;
+//! 3. [`poll_op`](Shard::poll_op) until it says `None`, handing each to whoever carries it out:
+//!    what this turn does not have room for is handed out in a later one;
 //! 4. [`handle_reply`](Shard::handle_reply) for what has ended;
 //! 5. [`publish`](Shard::publish) once, then [`poll_notify`](Shard::poll_notify) until `None`;
 //! 6. [`poll_effect`](Shard::poll_effect) until `None`;
@@ -18,10 +19,12 @@
 mod control;
 mod dirty;
 mod intake;
+mod share;
 mod staged;
 mod work;
 
 pub use intake::{Budget, Idle, Work};
+pub(crate) use share::Share;
 
 use crate::blk::Range;
 use crate::device::{ControlReply, Device, DeviceConfig, DeviceId, QueueId, RingAddresses};
@@ -43,7 +46,7 @@ pub struct Storage<'s> {
     /// Images.
     pub images: &'s mut [Slot<Image, 1>],
     /// Devices.
-    pub devices: &'s mut [Slot<Device, 1>],
+    pub devices: &'s mut [Slot<Device, 4>],
     /// Queues of all devices together.
     pub queues: &'s mut [Slot<Queue, 3>],
     /// Requests under way.
@@ -114,6 +117,12 @@ pub enum Effect {
 const TURN: usize = 0;
 const PUBLISH: usize = 1;
 const NOTIFY: usize = 2;
+
+/// Which lists of devices there are, by link.
+const NEWS: usize = 0;
+const ROUND: usize = 1;
+const ARMED: usize = 2;
+const SERVING: usize = 3;
 
 /// How a queue comes by its turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +197,7 @@ impl Queue {
 #[derive(Debug)]
 pub struct Shard<'s> {
     images: Slots<'s, Image, 1>,
-    devices: Slots<'s, Device, 1>,
+    devices: Slots<'s, Device, 4>,
     queues: Slots<'s, Queue, 3>,
     requests: Slots<'s, Request, 1>,
     segments: &'s mut [[Segment; SEGMENTS_MAX]],
@@ -196,18 +205,21 @@ pub struct Shard<'s> {
     parts: Slots<'s, Part, 1>,
     map: PgMap<'s>,
     staged: staged::Staged,
-    /// Queues visited at each poll, and queues that are armed.
-    active: Fifo<TURN>,
-    armed: Fifo<TURN>,
+    /// The turn that goes on.
+    turn: share::Allowance,
+    /// Devices with work, in the order of their turns; those with armed queues; and those that
+    /// have this turn and may have something to hand out.
+    round: Fifo<ROUND>,
+    armed: Fifo<ARMED>,
+    serving: Fifo<SERVING>,
     /// Queues with requests to give back, and queues whose drivers want to hear of it.
     publishing: Fifo<PUBLISH>,
     notifying: Fifo<NOTIFY>,
-    /// Requests with something to cut, and those that wait for a primary.
-    cut: Fifo<0>,
+    /// Requests that wait for a primary.
     unplaced: Fifo<0>,
     /// Images and devices with something for the shell.
     image_news: Fifo<0>,
-    device_news: Fifo<0>,
+    device_news: Fifo<NEWS>,
     stopping: bool,
     counters: Counters,
     trace: Trace,
@@ -234,11 +246,12 @@ impl<'s> Shard<'s> {
             parts: Slots::new(storage.parts),
             map: PgMap::new(storage.primaries),
             staged: staged::Staged::EMPTY,
-            active: Fifo::EMPTY,
+            turn: share::Allowance::NONE,
+            round: Fifo::EMPTY,
             armed: Fifo::EMPTY,
+            serving: Fifo::EMPTY,
             publishing: Fifo::EMPTY,
             notifying: Fifo::EMPTY,
-            cut: Fifo::EMPTY,
             unplaced: Fifo::EMPTY,
             image_news: Fifo::EMPTY,
             device_news: Fifo::EMPTY,
@@ -288,6 +301,7 @@ impl<'s> Shard<'s> {
         if free {
             let image = device.config.image;
             self.images[image.0].devices -= 1;
+            self.unlist_share(id.0);
             self.devices.release(id.0);
         }
         free
@@ -370,7 +384,7 @@ impl<'s> Shard<'s> {
         }
         image.capture = Capture::Granted;
         let mut waiting = core::mem::replace(&mut image.waiting, Fifo::EMPTY);
-        self.cut.append(&mut self.requests, &mut waiting);
+        self.list_all(&mut waiting);
         self.trace.push(TraceEvent::CaptureGranted(id));
     }
 
@@ -448,7 +462,7 @@ impl<'s> Shard<'s> {
             return RegionSet::EMPTY;
         }
         let requests = self.requests.used().map(|slot| &self.requests[slot]);
-        let own = requests.filter(|request| self.queues[request.queue].device == device);
+        let own = requests.filter(|request| request.device == device);
         own.fold(RegionSet::EMPTY, |all, request| all.union(request.regions))
     }
 

@@ -1,11 +1,11 @@
 //! From requests to operations, and from replies to used rings.
 
 use super::intake::sync_holders;
+use super::share::cost;
 use super::{PUBLISH, Shard, dirty};
 use crate::blk::Status;
 use crate::device::{Phase, QueueId};
 use crate::image::{Backing, Geometry, ImageId};
-use crate::limits::PARTS_RESERVED;
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
 use crate::placement::{PgMap, PgNum, PoolConfig};
@@ -25,13 +25,13 @@ enum Route {
 }
 
 impl Shard<'_> {
-    /// The next operation to carry out; `None` when there is none now.
+    /// The next operation to carry out; `None` when there is none in this turn.
     ///
-    /// Poll again after replies, new requests and cluster updates.
+    /// Poll again after replies, new requests and cluster updates. What a turn may cost is said by
+    /// [`poll_queues`](Self::poll_queues), which begins it.
     #[inline]
     pub fn poll_op(&mut self) -> Option<Op> {
-        while self.parts.available() > PARTS_RESERVED {
-            let slot = self.cut.pop(&mut self.requests)?;
+        while let Some(slot) = self.next_cut() {
             if let Some(op) = self.cut_part(slot) {
                 return Some(op);
             }
@@ -63,6 +63,8 @@ impl Shard<'_> {
             return;
         };
         let mut outcome = part.outcome(reply);
+        let device = self.requests[part.request].device;
+        self.discharge(device, part.kind, part.len);
         if part.kind == OpKind::Sync {
             outcome = self.synced(ImageId(self.requests[part.request].image), outcome);
         }
@@ -74,7 +76,7 @@ impl Shard<'_> {
             }
         } else if !request.listed && request.wants_cut() {
             request.listed = true;
-            self.cut.push(&mut self.requests, part.request);
+            self.list_cut(part.request);
         }
     }
 
@@ -111,7 +113,8 @@ impl Shard<'_> {
             self.unplaced.push(&mut self.requests, slot);
             return None;
         };
-        let Some(slice) = request.peek_slice(geometry, || &self.ranges[slot as usize]) else {
+        let cut = self.turn.cut(geometry, config);
+        let Some(slice) = request.peek_slice(cut, || &self.ranges[slot as usize]) else {
             request.listed = false;
             if request.is_done() {
                 self.complete(slot);
@@ -136,17 +139,20 @@ impl Shard<'_> {
             }
             Route::Covered => {
                 request.cursor.step += 1;
-                self.cut.push(&mut self.requests, slot);
+                self.list_cut(slot);
                 return None;
             }
         };
         let part = Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
+        let cost = cost(slice.kind, slice.len, config.in_turn);
         let id = self.parts.insert(part)?;
         request.advance(&slice);
         request.listed = request.wants_cut();
-        if request.listed {
-            self.cut.push(&mut self.requests, slot);
+        let (device, listed) = (request.device, request.listed);
+        if listed {
+            self.list_cut(slot);
         }
+        self.charge(device, slice.kind, slice.len, cost);
         self.counters.ops += 1;
         Some(Op {
             id,
@@ -166,7 +172,7 @@ impl Shard<'_> {
     //= spec/blk.md#BLK-17
     pub(super) fn look_again(&mut self) {
         let mut unplaced = core::mem::replace(&mut self.unplaced, Fifo::EMPTY);
-        self.cut.append(&mut self.requests, &mut unplaced);
+        self.list_all(&mut unplaced);
         for request in self.requests.used_mut() {
             if request.kind == RequestKind::Flush && !request.cursor.is_done() {
                 let config = &self.images[request.image].config;

@@ -55,8 +55,6 @@ pub struct ShardOptions {
     pub cpu: Option<usize>,
 }
 
-/// Chains that one turn takes at most, so that control messages are never far away.
-const CHAINS_PER_TURN: u32 = 128;
 /// Armed queues looked at in one polling turn.
 const SAMPLES_PER_TURN: u32 = 2;
 /// How long a capture that was refused is left alone, and how long if it may end by itself.
@@ -207,7 +205,7 @@ impl Loop<'_> {
     #[inline]
     fn turn(&mut self) -> bool {
         let mut worked = self.replies();
-        let budget = Budget { chains: CHAINS_PER_TURN, samples: SAMPLES_PER_TURN };
+        let budget = Budget::of_turn(SAMPLES_PER_TURN);
         worked |= self.shard.poll_queues(&self.mem, budget).is_some();
         if sigbus::any_lost() {
             self.find_lost_memory();

@@ -6,6 +6,7 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 use sluice_core::op::{Op, OpId, OpKind, Piece};
 
+use super::align::Alignment;
 use super::aside::Asides;
 use super::ground::Ground;
 use super::inline::carry_out;
@@ -67,6 +68,17 @@ impl Engine {
             Self::Inline { ground, .. } => ground,
             Self::Uring(uring) => uring.ground(),
             Self::Threads(threads) => threads.ground(),
+        }
+    }
+
+    /// Whether bytes are moved before [`submit`](Self::submit) or [`kick`](Self::kick) returns.
+    //= spec/fairness.md#FAIR-4
+    pub(super) fn works_in_turn(&self) -> bool {
+        match self {
+            Self::Inline { .. } => true,
+            // What is in the page cache is copied when the kernel is entered.
+            Self::Uring(uring) => uring.ground().alignment == Alignment::NONE,
+            Self::Threads(_) => false,
         }
     }
 

@@ -71,7 +71,7 @@ impl FileStore {
         let (file, way) = probe::open_best(&path, file, options, bytes)?;
         bytes::serve(&file, options.read_only);
         let discard = !options.read_only && probe::can_discard(&file, bytes);
-        let config = ImageConfig {
+        let mut config = ImageConfig {
             backing: Backing::Store,
             capacity_sectors: bytes / SECTOR_BYTES,
             block_bytes: options.block_bytes,
@@ -79,12 +79,14 @@ impl FileStore {
             discard,
             write_zeroes: !options.read_only,
             poisoned: marker::is_there(&path),
+            in_turn: false,
         };
         let ground = Ground::new(file, &way)?;
         if !discard {
             ground.punch.rule_out();
         }
         let (engine, served) = Engine::new(ground, options.engine)?;
+        config.in_turn = engine.works_in_turn();
         let how = format!("engine {served}, {}", way.how);
         Ok(Self {
             path,

@@ -34,6 +34,7 @@ impl Memory {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: true,
         }
     }
 

@@ -29,6 +29,7 @@ impl Null {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         }
     }
 

@@ -105,6 +105,7 @@ pub(crate) fn run(end: &ShardEnd, disks: usize, hold: &Hold) {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         })
         .expect("room for an image");
     for _ in 0..disks {
@@ -143,7 +144,7 @@ impl Turns<'_> {
                 }
                 self.effects(hold);
             }
-            self.shard.poll_queues(&self.mem, Budget { chains: 32, samples: 4 });
+            self.shard.poll_queues(&self.mem, Budget::of_turn(4));
             while let Some(op) = self.shard.poll_op() {
                 self.held.push(op);
             }

@@ -43,6 +43,7 @@ impl<'a> Daemon<'a> {
             discard: true,
             write_zeroes: true,
             poisoned: false,
+            in_turn: false,
         };
         let image = shard.add_image(image).expect("room for one");
         let config = DeviceConfig { image, serial: [0; 20], queues: 1 };
@@ -146,7 +147,7 @@ impl<'a> Daemon<'a> {
     /// Takes chains and sends their operations; in the order in which they were asked for, in
     /// this life and before.
     fn send(&mut self, guest: &mut Guest<'_>) -> Result<bool, String> {
-        let budget = Budget { chains: 8, samples: 0 };
+        let budget = Budget { chains: 8, ..Budget::of_turn(0) };
         let mut busy = self.shard.poll_queues(&self.mem, budget).chains > 0;
         self.take_effects()?;
         while !self.is_over() {

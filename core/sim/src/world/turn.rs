@@ -4,7 +4,7 @@ use sluice_core::shard::{Budget, Effect, Idle};
 
 use super::{Event, World, guest, queue};
 use crate::bus::parts::finish;
-use crate::options::Pace;
+use crate::options::{Options, Pace};
 
 impl World<'_> {
     pub(super) fn turn(&mut self) {
@@ -48,7 +48,8 @@ impl World<'_> {
             Pace::Spin => 1,
             Pace::Both => u32::try_from(self.prng.below(3)).unwrap_or(0),
         };
-        let budget = Budget { chains: self.options.budget, samples };
+        let Options { budget: chains, cost, .. } = self.options;
+        let budget = Budget { chains, cost, samples };
         self.mem.inner().bus.fetches = 0;
         let work = self.shard.poll_queues(&self.mem, budget);
         let fetches = self.mem.inner().bus.fetches;
@@ -59,7 +60,7 @@ impl World<'_> {
             let (live, ops) = (self.shard.live(), self.shard.ops_live());
             self.line(None, "taken", format_args!("{} live {live} ops {ops}", work.chains));
         }
-        work.chains > 0
+        work.is_some()
     }
 
     fn poll_ops(&mut self) -> bool {

@@ -1,7 +1,7 @@
 //! Every small ring, and every small request over every small object.
 
 use sluice_core::blk::BlkFeatures;
-use sluice_core::image::{Backing, Geometry};
+use sluice_core::image::{Backing, Cut, Geometry};
 use sluice_core::limits::SEGMENTS_MAX;
 use sluice_core::memory::{MemoryMap, RegionId, Segment, SharedMemory};
 use sluice_core::placement::{ClusterId, Epoch, OsdNum, PgNum, PoolConfig, PoolId, Update};
@@ -253,7 +253,9 @@ fn every_slice_of_small_objects() {
             for len in 1..=3 * object + 1 {
                 let (mut at, mut owners) = (offset, Vec::new());
                 while at < offset + len {
-                    let part = Geometry::Objects(object).first_part(at, offset + len - at, true);
+                    let geometry = Geometry::Objects(object);
+                    let cut = Cut { geometry, moved: u64::MAX, cleared: u64::MAX };
+                    let part = cut.first_part(at, offset + len - at, true);
                     assert!(part > 0 && at / object == (at + part - 1) / object);
                     owners.push(at / object);
                     at += part;

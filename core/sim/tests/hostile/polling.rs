@@ -23,11 +23,11 @@ fn b71_a_flood_of_invalid_requests_has_its_turn_and_no_more() {
     let size = 256;
     rig!(rig, Setup { size, ..Setup::default() });
     flood(&mut rig, size);
-    let budget = Budget { chains: 1000, samples: 0 };
+    let budget = Budget { chains: 1000, ..Budget::of_turn(0) };
     let batch = u32::from(QUEUE_BATCH);
     let work = rig.shard.poll_queues(rig.mem, budget);
     assert_eq!(work.chains, batch, "one batch a visit");
-    let work = rig.shard.poll_queues(rig.mem, Budget { chains: 5, samples: 0 });
+    let work = rig.shard.poll_queues(rig.mem, Budget { chains: 5, ..Budget::of_turn(0) });
     assert_eq!(work.chains, 5, "or what the caller allows");
     let mut rounds = 0;
     while rig.shard.poll_queues(rig.mem, budget).chains > 0 {
