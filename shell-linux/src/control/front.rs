@@ -222,6 +222,7 @@ impl<'e> Front<'e> {
 
     /// Closes the connection and lets the shard know.
     //= spec/vhost-user.md#VHU-10
+    //= spec/vhost-user.md#VHU-17
     pub(super) fn close(&mut self, end: &End) {
         let Client::Connected(connection, peer) = &self.client else { return };
         let peer = *peer;
