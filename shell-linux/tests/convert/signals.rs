@@ -1,7 +1,6 @@
 //! Commands that are told to end.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -60,18 +59,18 @@ fn large(room: &Room) -> std::path::PathBuf {
     path
 }
 
-/// A command that a signal has ended in the middle. One that was faster than the signal is undone
-/// and begun again.
-fn ended_by(signal: Signal, made: &Path, mut spawn: impl FnMut() -> Child) -> Child {
+/// What a command says that a signal ends in the middle. One that was faster than the signal is
+/// undone and begun again.
+fn ended_by(signal: Signal, made: &Path, mut spawn: impl FnMut() -> Child) -> String {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
         let mut child = spawn();
         begun(&mut child, made.parent().unwrap());
         kill_process(Pid::from_child(&child), signal).unwrap();
-        let status = child.wait().unwrap();
-        if !status.success() {
-            assert_eq!(status.signal(), Some(signal.as_raw()), "{made:?} {status}");
-            return child;
+        let ended = child.wait_with_output().unwrap();
+        if !ended.status.success() {
+            assert_eq!(ended.status.signal(), Some(signal.as_raw()), "{made:?} {ended:?}");
+            return String::from_utf8_lossy(&ended.stderr).into_owned();
         }
         assert!(Instant::now() < give_up, "always faster than {signal:?}: {made:?}");
         fs::remove_file(made).unwrap();
@@ -101,11 +100,9 @@ fn a_signal_ends_a_command_and_leaves_nothing() {
     for (arguments, made) in commands {
         for signal in SIGNALS {
             let dir = made.parent().unwrap();
-            let mut child = ended_by(signal, made, || command(room, arguments).spawn().unwrap());
+            let said = ended_by(signal, made, || command(room, arguments).spawn().unwrap());
             assert_eq!(unfinished(dir), [""; 0], "{arguments:?} {signal:?}");
             assert_eq!(converters_in(room.dir.path()), 0, "{arguments:?} {signal:?}");
-            let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
             assert!(!said.contains("qemu-img cannot"), "{said}");
         }
     }
