@@ -8,6 +8,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use sluice_core::memory::SharedMemory;
 use sluice_linux::mapping::{Mapping, Mappings};
 
+use crate::support::alone;
+
 /// Bytes of the log. Two devices meet in each of them.
 const BYTES: usize = 50_000;
 
@@ -15,6 +17,7 @@ const BYTES: usize = 50_000;
 //= spec/migration.md#MIG-2
 #[test]
 fn b47_devices_that_mark_the_same_byte_at_once_lose_no_bit() {
+    let _alone = alone();
     let file = File::from(memfd_create("log", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(BYTES as u64).unwrap();
     let arrived = AtomicUsize::new(0);
