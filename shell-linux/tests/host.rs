@@ -65,7 +65,10 @@ impl Host {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut serve = Command::new(SLUICE);
-        serve.args(["serve-one", "--blk-memory", "1M", "--socket-path"]).arg(self.path("s"));
+        serve.args(["serve-one", "--socket-path"]).arg(self.path("s"));
+        if !args.contains(&"--blk-file") {
+            serve.args(["--blk-memory", "1M"]);
+        }
         for variable in ["NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDNAMES", "SLUICE_LOG"] {
             serve.env_remove(variable);
         }
@@ -466,4 +469,72 @@ fn a_second_front_end_is_worth_a_word() {
     assert!(second.is_served());
     drop(second);
     assert_eq!(daemon.end(), Some(0));
+}
+
+/// The log of a daemon whose file has this done to it under a front end, once it warns.
+fn warned(act: impl Fn(&Path), word: &str) -> String {
+    let host = Host::new();
+    let image = host.path("disk.raw");
+    File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    let daemon = host.serve(&["--blk-file", image.to_str().unwrap()]);
+    let mut client = host.client();
+    client.negotiate();
+    assert!(client.is_served());
+    act(&image);
+    let log = until(word, || {
+        let log = host.log();
+        let warns = |line: &str| line.contains(" WARN ") && line.contains(word);
+        log.lines().any(warns).then_some(log)
+    });
+    assert!(client.is_served(), "a warning is all");
+    drop(client);
+    assert_eq!(daemon.end(), Some(0));
+    log
+}
+
+//= spec/store.md#STO-25
+#[test]
+fn a_file_that_is_replaced_or_removed_under_a_guest_is_a_warning() {
+    for replace in [true, false] {
+        let act = |image: &Path| {
+            let other = image.with_extension("other");
+            if replace {
+                File::create(&other).unwrap().set_len(8 << 20).unwrap();
+                fs::rename(&other, image).unwrap();
+            } else {
+                fs::remove_file(image).unwrap();
+            }
+        };
+        let log = warned(act, "leads to the image no more");
+        assert!(log.contains("cp --sparse=always /proc/"), "{log}");
+        assert!(!log.contains("has grown"), "the size is that of the open file: {log}");
+    }
+}
+
+//= spec/store.md#STO-25
+#[test]
+fn a_file_that_is_moved_under_a_guest_is_a_warning_that_says_where_to() {
+    let act = |image: &Path| fs::rename(image, image.with_extension("moved")).unwrap();
+    let log = warned(act, "leads to the image no more");
+    assert!(log.contains("disk.moved"), "{log}");
+}
+
+//= spec/store.md#STO-21
+#[test]
+fn a_file_that_is_cut_short_under_a_guest_is_a_warning() {
+    let act =
+        |image: &Path| File::options().write(true).open(image).unwrap().set_len(1 << 20).unwrap();
+    let log = warned(act, "was cut short under its guest");
+    assert!(log.contains("it had 4M and has 1M now"), "{log}");
+}
+
+//= spec/store.md#STO-29
+#[test]
+fn a_file_that_is_emptied_under_a_guest_gets_its_size_back() {
+    let act = |image: &Path| {
+        File::create(image).unwrap();
+        until("size", || (fs::metadata(image).unwrap().len() == 4 << 20).then_some(()));
+    };
+    let log = warned(act, "has its size of 4M back");
+    assert!(!log.contains("has grown"), "{log}");
 }

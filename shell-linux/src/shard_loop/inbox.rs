@@ -12,6 +12,7 @@ use sluice_core::shard::Input;
 use super::{Loop, watch};
 use crate::mailbox::Message;
 use crate::mapping::Mapping;
+use crate::store::Resized;
 
 impl Loop<'_> {
     /// Takes in what the control thread has sent; `true` when it wants an end.
@@ -28,11 +29,15 @@ impl Loop<'_> {
                     self.control(device, event, mappings, fd);
                 }
                 Message::Resized(device, bytes) => {
-                    if self.served[device.0 as usize].store.resized(bytes) {
-                        let image = ImageId(device.0);
-                        self.handle(Input::Resized(image, bytes / SECTOR_BYTES));
-                    } else {
-                        tracing::warn!(bytes, "no size for an image; the old one is kept to");
+                    match self.served[device.0 as usize].store.resized(bytes) {
+                        Resized::Followed => {
+                            let image = ImageId(device.0);
+                            self.handle(Input::Resized(image, bytes / SECTOR_BYTES));
+                        }
+                        Resized::Kept => {
+                            tracing::warn!(bytes, "no size for an image; the old one is kept to");
+                        }
+                        Resized::Undone => {}
                     }
                 }
                 Message::FrontEndGone(device) => self.handle(Input::FrontEndGone(device)),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use rustix::io::Errno;
@@ -18,11 +19,13 @@ use super::ground::Ground;
 use super::holder::{Holder, Lock};
 use super::lock::{self, Access, Captured, Obstacle};
 use super::options::OpenOptions;
+use super::reach::Reach;
 use super::syncs::Syncs;
 use super::watch::Watch;
 use super::work::failure;
 use super::{bytes, marker, probe};
 use crate::mapping::Mappings;
+use crate::size::show_size;
 
 /// A raw file and the engine that serves it.
 #[derive(Debug)]
@@ -41,7 +44,19 @@ pub struct FileStore {
     /// A sync failed: what modifies fails from then on, whatever the caller does.
     sync_failed: bool,
     underway: u32,
+    reach: Reach,
     failures: Failures,
+}
+
+/// What becomes of an image whose file has another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resized {
+    /// It has that size too.
+    Followed,
+    /// It keeps its own: the other is none for an image.
+    Kept,
+    /// The file has got the image's size back.
+    Undone,
 }
 
 impl FileStore {
@@ -100,6 +115,7 @@ impl FileStore {
             leaving: false,
             sync_failed: false,
             underway: 0,
+            reach: Reach::new(bytes),
             failures: Failures::default(),
         })
     }
@@ -109,18 +125,53 @@ impl FileStore {
     }
 
     pub(super) fn watch(&self) -> std::io::Result<Watch> {
-        Watch::new(&self.engine.ground().file, &self.path, self.bytes)
+        Watch::new(&self.engine.ground().file, &self.path, Arc::clone(&self.reach.looks))
     }
 
-    /// The file has another size; `false` when that is none for an image, and the old one stays.
+    /// The file has another size.
     //= spec/store.md#STO-21
-    pub(super) fn resized(&mut self, bytes: u64) -> bool {
+    pub(super) fn resized(&mut self, bytes: u64) -> Resized {
         let sound = bytes > 0 && bytes.is_multiple_of(u64::from(self.config.block_bytes));
-        if sound {
-            self.bytes = bytes;
-            self.config.capacity_sectors = bytes / SECTOR_BYTES;
+        let regrown = self.reach.explains(bytes, self.underway == 0);
+        if bytes < self.bytes && (regrown || !sound) && self.undo_cut() {
+            return Resized::Undone;
         }
-        sound
+        if !sound {
+            return Resized::Kept;
+        }
+        self.bytes = bytes;
+        self.config.capacity_sectors = bytes / SECTOR_BYTES;
+        Resized::Followed
+    }
+
+    /// Gives the file the image's size back, the last that somebody has certainly chosen.
+    //= spec/store.md#STO-29
+    #[cold]
+    fn undo_cut(&self) -> bool {
+        let file = &self.engine.ground().file;
+        // A device does not grow by writes, and nobody writes what is read-only.
+        if self.config.read_only || !file.metadata().is_ok_and(|about| about.is_file()) {
+            return false;
+        }
+        // Somebody may have seen to it meanwhile, and is not to be cut short by this.
+        if probe::size_of(file).is_ok_and(|bytes| bytes >= self.bytes) {
+            return true;
+        }
+        let undone = file.set_len(self.bytes);
+        let image = self.path.display();
+        match &undone {
+            Ok(()) => {
+                self.reach.looks.found(self.bytes);
+                tracing::warn!(
+                    %image,
+                    "the image has its size of {} back, as writes of its guest make it grow: it \
+                     reads as zeroes where it was cut",
+                    show_size(self.bytes)
+                );
+            }
+            Err(error) => tracing::warn!(%image, %error, "cannot give the image its size back"),
+        }
+        undone.is_ok()
     }
 
     pub(super) const fn counters(&self) -> Counters {
@@ -137,6 +188,9 @@ impl FileStore {
         let result = match self.check(op) {
             Ok(()) if self.syncs.hold(op) => None,
             Ok(()) => {
+                if matches!(op.kind, OpKind::Write | OpKind::WriteZeroes { .. }) {
+                    self.reach.begins(op.offset + op.len, self.underway == 0);
+                }
                 let result = self.engine.submit(op, pieces, mem);
                 if result.is_none() && op.kind == OpKind::Sync {
                     self.syncs.begun(op);
@@ -147,7 +201,10 @@ impl FileStore {
         };
         match result {
             None => self.underway += 1,
-            Some(result) => self.look_at(result, op.kind, op.offset),
+            Some(result) => {
+                self.reach.ended();
+                self.look_at(result, op.kind, op.offset);
+            }
         }
         result
     }
@@ -170,6 +227,7 @@ impl FileStore {
             self.next_sync(ended.result);
         };
         self.underway -= 1;
+        self.reach.ended();
         if self.underway == 0 && self.leaving {
             self.give_up();
         }

@@ -25,6 +25,7 @@ mod memory;
 mod null;
 mod options;
 pub(crate) mod probe;
+mod reach;
 mod syncs;
 mod threads;
 mod uring;
@@ -42,7 +43,7 @@ use sluice_core::op::{Op, Piece, Reply};
 
 pub use counters::Counters;
 pub use delayed::Delayed;
-pub use file::FileStore;
+pub use file::{FileStore, Resized};
 pub use holder::Holder;
 pub use lock::Captured;
 pub use memory::Memory;
@@ -186,12 +187,12 @@ impl Store {
         }
     }
 
-    /// The image's file has another size; `false` when that is none for an image.
-    pub fn resized(&mut self, bytes: u64) -> bool {
+    /// The image's file has another size.
+    pub fn resized(&mut self, bytes: u64) -> Resized {
         match self {
             Self::File(file) => file.resized(bytes),
             Self::Delayed(delayed) => delayed.store.resized(bytes),
-            Self::Null(_) | Self::Memory(_) => false,
+            Self::Null(_) | Self::Memory(_) => Resized::Kept,
         }
     }
 

@@ -7,8 +7,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::probe::size_of;
+use super::reach::Looks;
 use crate::size::show_size;
 
 /// The open file of an image, to be looked at from time to time.
@@ -18,7 +20,7 @@ use crate::size::show_size;
 pub struct Watch {
     file: File,
     path: PathBuf,
-    bytes: Cell<u64>,
+    looks: Arc<Looks>,
     named: Cell<bool>,
 }
 
@@ -46,9 +48,9 @@ pub enum Change {
 }
 
 impl Watch {
-    pub(super) fn new(file: &File, path: &Path, bytes: u64) -> io::Result<Self> {
-        let (bytes, named) = (Cell::new(bytes), Cell::new(true));
-        Ok(Self { file: file.try_clone()?, path: path.to_owned(), bytes, named })
+    pub(super) fn new(file: &File, path: &Path, looks: Arc<Looks>) -> io::Result<Self> {
+        let file = file.try_clone()?;
+        Ok(Self { file, path: path.to_owned(), looks, named: Cell::new(true) })
     }
 
     /// What is new. Each thing is told once.
@@ -58,8 +60,9 @@ impl Watch {
     }
 
     fn size(&self) -> Option<Change> {
+        self.looks.begin();
         let to = size_of(&self.file).ok()?;
-        let from = self.bytes.replace(to);
+        let from = self.looks.found(to);
         (from != to).then_some(Change::Size { from, to })
     }
 
@@ -105,9 +108,9 @@ impl fmt::Display for Change {
         match self {
             Self::Size { from, to } if to < from => write!(
                 f,
-                "the image was cut from {} to {} under its guest: what lay behind is lost, and \
-                 requests there fail; stop the guest and restore it, and shrink images with \
-                 `sluice image resize --shrink`, which asks first",
+                "the image was cut short under its guest, it had {} and has {} now: what lay behind \
+                 is lost; stop the guest and restore it, and shrink images with `sluice image \
+                 resize --shrink`, which asks first",
                 show_size(*from),
                 show_size(*to)
             ),

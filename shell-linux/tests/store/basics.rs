@@ -1,7 +1,7 @@
 //! What every kind of image does.
 
 use sluice_core::op::{OpKind, Piece};
-use sluice_linux::store::{OpenOptions, Store};
+use sluice_linux::store::{OpenOptions, Resized, Store};
 
 use super::kit::{Guest, disk, image, op, run, take, tmpfs};
 
@@ -142,10 +142,10 @@ fn a_file_that_grows_is_used_to_its_end() {
     assert!(run(&mut store, &write, &pieces, &guest.mem) < 0, "behind the end");
     std::fs::File::options().write(true).open(&path).unwrap().set_len(2 * MIB).unwrap();
     for none in [0, 2 * MIB + 1] {
-        assert!(!store.resized(none));
+        assert_ne!(store.resized(none), Resized::Followed);
     }
-    assert!(store.resized(2 * MIB));
+    assert_eq!(store.resized(2 * MIB), Resized::Followed);
     assert_eq!(store.config().capacity_sectors, 2 * MIB / 512);
     assert_eq!(run(&mut store, &write, &pieces, &guest.mem), 4096);
-    assert!(!Store::null(MIB).resized(2 * MIB), "there is no file");
+    assert_eq!(Store::null(MIB).resized(2 * MIB), Resized::Kept, "there is no file");
 }

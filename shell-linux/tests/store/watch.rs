@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use sluice_linux::store::{Change, OpenOptions, Store, Watch};
+use sluice_core::op::OpKind;
+use sluice_linux::store::{Change, EngineKind, OpenOptions, Resized, Store, Watch};
 
-use super::kit::{image, tmpfs};
+use super::kit::{Guest, disk, image, op, run, take, tmpfs};
 
 const MIB: u64 = 1 << 20;
 
@@ -81,4 +82,104 @@ fn a_file_that_is_moved_or_removed_is_said_once_and_when_it_is_back() {
     }
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(changes(&watch)[..], [Change::Parted { now: None, .. }]));
+}
+
+/// A guest's store of 4 MiB that has written at 2 MiB with this engine, and been looked at.
+fn written(dir: &Path, engine: EngineKind, guest: &Guest) -> (PathBuf, Store, Watch) {
+    let path = image(dir, 4 * MIB);
+    let mut store = take(&path, OpenOptions { engine: Some(engine), ..OpenOptions::default() });
+    let watch = store.watch().unwrap().unwrap();
+    assert_eq!(write_at(&mut store, 2 * MIB, guest), 4096);
+    assert_eq!(changes(&watch), []);
+    (path, store, watch)
+}
+
+fn write_at(store: &mut Store, offset: u64, guest: &Guest) -> i64 {
+    run(store, &op(1, OpKind::Write, offset, 4096), &[guest.piece(0, 4096)], &guest.mem)
+}
+
+fn len(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().len()
+}
+
+/// What the daemon does once a second.
+fn look(store: &mut Store, watch: &Watch) -> Vec<Resized> {
+    let resized = |change| match change {
+        Change::Size { to, .. } => Some(store.resized(to)),
+        _ => None,
+    };
+    watch.look().filter_map(resized).collect()
+}
+
+const ENGINES: [EngineKind; 3] = [EngineKind::Inline, EngineKind::Threads, EngineKind::Uring];
+
+//= spec/store.md#STO-29
+#[test]
+fn a_file_that_was_cut_does_not_grow_by_its_guests_writes() {
+    let guest = Guest::new(MIB);
+    for engine in ENGINES {
+        for cut in [MIB, 2 * MIB + 512, 1000, 0] {
+            let dir = disk();
+            let (path, mut store, watch) = written(dir.path(), engine, &guest);
+            set_len(&path, cut);
+            assert_eq!(write_at(&mut store, 2 * MIB, &guest), 4096);
+            assert_eq!(len(&path), 2 * MIB + 4096, "nothing keeps a write from that");
+            assert_eq!(look(&mut store, &watch), [Resized::Undone], "{engine} {cut}");
+            assert_eq!(len(&path), 4 * MIB);
+            assert_eq!(changes(&watch), [], "that is no growth");
+            assert_eq!(write_at(&mut store, 3 * MIB, &guest), 4096);
+        }
+    }
+}
+
+//= spec/store.md#STO-29
+#[test]
+fn a_write_between_the_look_and_its_news_is_thought_of() {
+    let guest = Guest::new(MIB);
+    let dir = disk();
+    let (path, mut store, watch) = written(dir.path(), EngineKind::Uring, &guest);
+    changes(&watch);
+    set_len(&path, MIB);
+    let [Change::Size { to, .. }] = changes(&watch)[..] else { panic!("cut") };
+    assert_eq!(write_at(&mut store, 2 * MIB, &guest), 4096);
+    assert_eq!(store.resized(to), Resized::Undone);
+    assert_eq!(len(&path), 4 * MIB);
+}
+
+//= spec/store.md#STO-29
+#[test]
+fn a_size_that_is_none_for_an_image_is_undone_without_writes_too() {
+    let dir = disk();
+    let guest = Guest::new(MIB);
+    for none in [0, 1000] {
+        let (path, mut store, watch) = written(dir.path(), EngineKind::Uring, &guest);
+        changes(&watch);
+        set_len(&path, none);
+        assert_eq!((look(&mut store, &watch), len(&path)), (vec![Resized::Undone], 4 * MIB));
+        assert_eq!(changes(&watch), []);
+    }
+}
+
+//= spec/store.md#STO-21
+//= spec/store.md#STO-29
+#[test]
+fn sizes_that_somebody_has_chosen_are_followed() {
+    let guest = Guest::new(MIB);
+    for engine in ENGINES {
+        let dir = disk();
+        let (path, mut store, watch) = written(dir.path(), engine, &guest);
+        assert_eq!(changes(&watch), []);
+        set_len(&path, MIB);
+        assert_eq!(look(&mut store, &watch), [Resized::Followed], "{engine}");
+        assert_eq!(write_at(&mut store, 2 * MIB, &guest), -i64::from(libc::EINVAL));
+        assert_eq!((len(&path), store.config().capacity_sectors), (MIB, MIB / 512));
+        // Writes before the cut say nothing of it.
+        set_len(&path, 8 * MIB);
+        assert_eq!(look(&mut store, &watch), [Resized::Followed]);
+        assert_eq!(write_at(&mut store, MIB, &guest), 4096);
+        set_len(&path, 6 * MIB);
+        assert_eq!(look(&mut store, &watch), [Resized::Followed]);
+        assert_eq!((len(&path), store.config().capacity_sectors), (6 * MIB, 6 * MIB / 512));
+        assert_eq!(write_at(&mut store, 6 * MIB - 4096, &guest), 4096);
+    }
 }
