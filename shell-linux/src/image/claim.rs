@@ -54,7 +54,7 @@ pub(super) fn hold(file: &File, what: &str, access: Access) -> Result<(), Fault>
         Captured::Held { by: Some(holder), alive: true } => Err(Fault::Taken(format!(
             "{what} is in use by {holder}; detach it or stop that process first"
         ))),
-        Captured::Held { by: None, .. } => Err(Fault::Taken(format!(
+        Captured::Looking | Captured::Held { by: None, .. } => Err(Fault::Taken(format!(
             "{what} is in use by a process that cannot be seen from here"
         ))),
         Captured::Held { by: Some(holder), alive: false } => Err(Fault::Taken(format!(

@@ -81,8 +81,9 @@ impl Loop<'_> {
                 // A predecessor that was killed lets go within milliseconds; that is no news.
                 let now = Clock::now();
                 let refused = served.refused.get_or_insert(Refused { since: now, told: false });
-                let dead = matches!(refusal, Captured::Held { alive: false, .. });
-                let soon = refused.since.elapsed() < if dead { DEATH } else { CAPTURE_RETRY };
+                let alive =
+                    matches!(refusal, Captured::Held { alive: true, .. } | Captured::Failed(_));
+                let soon = refused.since.elapsed() < if alive { CAPTURE_RETRY } else { DEATH };
                 if !soon && !core::mem::replace(&mut refused.told, true) {
                     tracing::warn!(image = image.0, "I/O waits: {refusal}");
                 }

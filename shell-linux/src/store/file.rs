@@ -16,7 +16,7 @@ use super::align::Alignment;
 use super::counters::{Counters, Failures};
 use super::engine::Engine;
 use super::ground::Ground;
-use super::holder::{Holder, Lock};
+use super::inquiry::Inquiry;
 use super::lock::{self, Access, Captured, Obstacle};
 use super::options::OpenOptions;
 use super::reach::Reach;
@@ -37,8 +37,7 @@ pub struct FileStore {
     engine: Engine,
     syncs: Syncs,
     captured: bool,
-    /// Who was in the way of the last try to take it.
-    waited_for: Option<Option<Holder>>,
+    in_the_way: Inquiry,
     /// To be given up when the last operation has ended.
     leaving: bool,
     /// A sync failed: what modifies fails from then on, whatever the caller does.
@@ -100,6 +99,7 @@ impl FileStore {
         if !discard {
             ground.punch.rule_out();
         }
+        let in_the_way = Inquiry::new(&ground.file)?;
         let (engine, served) = Engine::new(ground, options.engine)?;
         config.in_turn = engine.works_in_turn();
         let how = format!("engine {served}, {}", way.how);
@@ -111,7 +111,7 @@ impl FileStore {
             engine,
             syncs: Syncs::default(),
             captured: false,
-            waited_for: None,
+            in_the_way,
             leaving: false,
             sync_failed: false,
             underway: 0,
@@ -257,30 +257,18 @@ impl FileStore {
         let file = &self.engine.ground().file;
         let access = Access::Serve { read_only: self.config.read_only };
         if let Err(obstacle) = lock::take(file, access) {
-            return self.explain(obstacle);
+            return match obstacle {
+                Obstacle::Lock(lock) => self.in_the_way.ask(lock),
+                Obstacle::Failed(errno) => lock::unlockable(errno),
+            };
         }
-        self.waited_for = None;
+        self.in_the_way.over();
         if let Err(error) = self.unchanged() {
             lock::give_back(&self.engine.ground().file);
             return Captured::Failed(error);
         }
         self.captured = true;
         Captured::Yes
-    }
-
-    /// Who is in the way. For the holder of a byte every process has to be asked, which is done
-    /// once as long as that one is there.
-    fn explain(&mut self, obstacle: Obstacle) -> Captured {
-        if let (Obstacle::Lock(Lock::Byte(_)), Some(by)) = (obstacle, &self.waited_for)
-            && by.as_ref().is_none_or(Holder::is_there)
-        {
-            return Captured::Held { by: by.clone(), alive: true };
-        }
-        let captured = obstacle.explain(&self.engine.ground().file);
-        if let Captured::Held { by, .. } = &captured {
-            self.waited_for = Some(by.clone());
-        }
-        captured
     }
 
     /// Whether the image is what was opened, perhaps long before it could be taken.

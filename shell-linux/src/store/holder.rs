@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{File, Metadata, read, read_dir, read_to_string};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -33,18 +33,30 @@ pub(crate) enum Lock {
     AnyByte,
 }
 
+/// A file as the kernel names it in its tables, and what this process has of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    name: String,
+    ours: (u32, RawFd),
+}
+
+impl Place {
+    pub(crate) fn of(file: &File) -> std::io::Result<Self> {
+        let ours = (std::process::id(), file.as_raw_fd());
+        Ok(Self { name: place_of(&file.metadata()?), ours })
+    }
+}
+
 impl Holder {
     /// Who else holds a lock on this file; `None` when that cannot be seen from here, as from
     /// another pid namespace.
-    pub(super) fn find(file: &File, lock: Lock) -> Option<Self> {
-        let place = place_of(&file.metadata().ok()?);
-        let taker = taker(&place, lock);
+    pub(super) fn find(Place { name, ours }: &Place, lock: Lock) -> Option<Self> {
+        let taker = taker(name, lock);
         if taker.as_ref().is_some_and(|taker| taker.alive) {
             return taker;
         }
         // A lock belongs to the open file. Whoever inherited that holds it now.
-        let ours = Some((std::process::id(), file.as_raw_fd()));
-        heirs(&place, lock, ours).find(|heir| heir.alive).or(taker)
+        heirs(name, lock, Some(*ours)).find(|heir| heir.alive).or(taker)
     }
 
     /// Who has a file locked; every process is asked only when somebody has.

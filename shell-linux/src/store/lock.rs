@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::bytes;
-use super::holder::{Holder, Lock};
+use super::holder::{Holder, Lock, Place};
 
 /// Who wants an image, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +44,27 @@ pub enum Captured {
         /// is to do, and it ends by itself. `true` when somebody has to let go first.
         alive: bool,
     },
+    /// Somebody has it, and who is not known yet: ask again.
+    Looking,
     /// The image cannot be taken as it is; asking again is no use before somebody acts.
     Failed(anyhow::Error),
+}
+
+impl Captured {
+    /// Somebody has it: this one, if he can be seen.
+    pub(super) fn held(by: Option<Holder>) -> Self {
+        let alive = by.as_ref().is_none_or(|holder| holder.alive);
+        Self::Held { by, alive }
+    }
 }
 
 impl fmt::Display for Captured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Yes => f.write_str("the image is taken"),
+            Self::Looking => {
+                f.write_str("the image is in use, and the kernel does not say by whom")
+            }
             Self::Held { by: None, .. } => {
                 f.write_str("the image is locked by a process that cannot be seen from here")
             }
@@ -80,13 +93,17 @@ impl Obstacle {
     pub(crate) fn explain(self, file: &File) -> Captured {
         match self {
             Self::Lock(lock) => {
-                let by = Holder::find(file, lock);
-                let alive = by.as_ref().is_none_or(|holder| holder.alive);
-                Captured::Held { by, alive }
+                let place = Place::of(file).ok();
+                Captured::held(place.and_then(|place| Holder::find(&place, lock)))
             }
-            Self::Failed(errno) => Captured::Failed(anyhow!("cannot lock the image: {errno}")),
+            Self::Failed(errno) => unlockable(errno),
         }
     }
+}
+
+/// What comes of a file that cannot be locked.
+pub(super) fn unlockable(errno: Errno) -> Captured {
+    Captured::Failed(anyhow!("cannot lock the image: {errno}"))
 }
 
 /// Takes the image.

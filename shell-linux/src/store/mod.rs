@@ -19,6 +19,7 @@ mod file;
 mod ground;
 mod holder;
 mod inline;
+mod inquiry;
 pub(crate) mod lock;
 pub mod marker;
 mod memory;

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sluice_core::image::ImageId;
@@ -106,5 +107,17 @@ pub(crate) fn take(path: &Path, options: OpenOptions) -> Store {
     match store.capture() {
         Captured::Yes => store,
         other => panic!("{other:?}"),
+    }
+}
+
+/// What comes of trying to take an image that somebody has, once it is known who.
+pub(crate) fn refused(store: &mut Store) -> Captured {
+    let begin = Instant::now();
+    loop {
+        match store.capture() {
+            Captured::Looking => std::thread::sleep(Duration::from_millis(1)),
+            other => return other,
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "nobody is found");
     }
 }

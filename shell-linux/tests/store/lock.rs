@@ -9,7 +9,7 @@ use sluice_core::op::OpKind;
 use sluice_linux::store::{Captured, EngineKind, Holder, OpenOptions, Store};
 
 use super::fuse::{Behaviour, Fuse};
-use super::kit::{Guest, image, op, take, tmpfs};
+use super::kit::{Guest, image, op, refused, take, tmpfs};
 use super::room;
 
 const PATH: &str = "SLUICE_TEST_IMAGE";
@@ -74,7 +74,7 @@ fn wait_for(output: &mut BufReader<ChildStdout>, word: &str) -> String {
 }
 
 fn held(store: &mut Store) -> (Option<Holder>, bool) {
-    match store.capture() {
+    match refused(store) {
         Captured::Held { by, alive } => (by, alive),
         other => panic!("{other:?}"),
     }
@@ -85,7 +85,9 @@ fn taken_within(store: &mut Store, limit: Duration) -> bool {
     while start.elapsed() < limit {
         match store.capture() {
             Captured::Yes => return true,
-            Captured::Held { .. } => std::thread::sleep(Duration::from_millis(10)),
+            Captured::Looking | Captured::Held { .. } => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
             Captured::Failed(error) => panic!("{error:#}"),
         }
     }
@@ -115,6 +117,25 @@ fn f14_a_live_holder_is_named_and_respected() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(taken_within(&mut store, Duration::from_secs(10)));
+}
+
+/// The kernel is asked on another thread: the shard gets an answer that does not wait for it.
+//= spec/store.md#STO-30
+#[test]
+fn a_holder_is_looked_for_behind_the_shards_back() {
+    let dir = tmpfs();
+    let path = image(dir.path(), 1 << 20);
+    let mut holder = take(&path, OpenOptions::default());
+    let mut store = Store::open(&path, OpenOptions::default()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(store.capture(), Captured::Looking), "nobody can know that at once");
+        assert_eq!(held(&mut store).0.unwrap().pid, std::process::id());
+        assert!(matches!(store.capture(), Captured::Held { .. }), "it is known from then on");
+        holder.release();
+        assert!(matches!(store.capture(), Captured::Yes));
+        store.release();
+        assert!(matches!(holder.capture(), Captured::Yes));
+    }
 }
 
 //= spec/store.md#STO-11

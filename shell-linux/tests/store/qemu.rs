@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_linux::store::{Captured, OpenOptions, Store};
 
-use super::kit::{image, take, tmpfs};
+use super::kit::{image, refused, take, tmpfs};
 
 const READER: OpenOptions =
     OpenOptions { read_only: true, block_bytes: 512, direct: true, engine: None };
@@ -104,7 +104,7 @@ fn an_image_that_qemu_writes_is_waited_for() {
         let qemu = Open::new(&[], &path);
         let mut store = Store::open(&path, options).unwrap();
         for _ in 0..2 {
-            let Captured::Held { by, alive } = store.capture() else { panic!("two writers") };
+            let Captured::Held { by, alive } = refused(&mut store) else { panic!("two writers") };
             let by = by.unwrap();
             assert_eq!((by.pid, alive), (qemu.0.id(), true), "{by}");
             assert!(by.command.contains("qemu-io"), "{by}");
@@ -121,10 +121,10 @@ fn an_image_changes_hands_between_daemons_beside_readers_of_qemu() {
     let path = image(dir.path(), 1 << 20);
     let mut source = take(&path, OpenOptions::default());
     let mut destination = Store::open(&path, OpenOptions::default()).unwrap();
-    assert!(matches!(destination.capture(), Captured::Held { .. }));
+    assert!(matches!(refused(&mut destination), Captured::Held { .. }));
     source.release();
     assert!(matches!(destination.capture(), Captured::Yes));
-    assert!(matches!(source.capture(), Captured::Held { .. }));
+    assert!(matches!(refused(&mut source), Captured::Held { .. }));
     destination.release();
     drop(destination);
     // One that has said that it does not mind.
