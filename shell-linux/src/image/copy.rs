@@ -22,6 +22,16 @@ pub(super) fn copy(
     progress: Progress<'_>,
 ) -> std::io::Result<()> {
     into.set_len(bytes)?;
+    copy_onto(from, into, bytes, progress)
+}
+
+/// Copies the first `bytes` of a file into what has them and reads as zeroes there.
+pub(super) fn copy_onto(
+    from: &File,
+    into: &File,
+    bytes: u64,
+    progress: Progress<'_>,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
     while let Some((start, end)) = next_data(from, at, bytes)? {

@@ -1,12 +1,14 @@
 //! Images from and to files elsewhere.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
 use super::catalog::{About, Catalog};
 use super::converter;
-use super::copy::copy;
+use super::copy::{copy, copy_onto};
+use super::device;
 use super::fault::Fault;
 use super::format::{Content, Format};
 use super::name::Name;
@@ -15,6 +17,7 @@ use super::raw::{self, Known};
 use super::source::{Allowed, Opened, Source};
 use super::text::{self, shown};
 use super::{Note, Progress};
+use crate::store::probe;
 
 /// Bytes of a sector: every disk has a multiple of it.
 const SECTOR: u64 = 512;
@@ -83,13 +86,17 @@ impl Catalog {
             note(format!("image {name} is poisoned: acknowledged writes may be missing from it"));
         }
         let shown = shown(into);
+        if device::is_device(into) {
+            let target = device::open(into, format, bytes, replace)?;
+            return onto(&target, &shown, (&file, bytes), progress, note);
+        }
         vacant(into, &shown, replace)?;
         let into = std::path::absolute(into).with_context(|| shown.clone())?;
         let new = if replace { NewFile::instead_of(&into)? } else { NewFile::beside(&into)? };
         if format == Format::Raw {
             copy(&file, &new.file, bytes, progress)
                 .with_context(|| format!("cannot write {shown}"))?;
-            stays_raw(&new, &shown, bytes, note)?;
+            stays_raw(&new.file, &shown, bytes, note)?;
         } else {
             converter::make(&file, &into, &new.file, format, (bytes, progress))?;
             same_size(Opened::made(&new.file, &into)?, format, bytes)?;
@@ -97,6 +104,31 @@ impl Catalog {
         new.publish(&into, replace)?;
         Ok(bytes)
     }
+}
+
+/// Writes an image onto a device, zeroes included.
+//= spec/convert.md#CNV-13
+fn onto(
+    device: &File,
+    shown: &str,
+    (image, bytes): (&File, u64),
+    progress: Progress<'_>,
+    note: Note<'_>,
+) -> Result<u64, Fault> {
+    let writing = || format!("cannot write {shown}, and what was on it is lost");
+    device::zero(device, bytes).with_context(writing)?;
+    copy_onto(image, device, bytes, progress).with_context(writing)?;
+    device.sync_all().with_context(writing)?;
+    let room = probe::size_of(device).with_context(|| format!("cannot measure {shown}"))?;
+    if room > bytes {
+        note(format!(
+            "{shown} has {} bytes more than the image; they are left as they were, and a disk \
+             that it is served as ends behind them",
+            room - bytes
+        ));
+    }
+    stays_raw(device, shown, bytes, note)?;
+    Ok(bytes)
 }
 
 /// Whether a file may be made here.
@@ -169,9 +201,9 @@ fn padded(file: &Opened, bytes: u64, pad: bool, note: Note<'_>) -> Result<u64, F
 
 /// Keeps a raw disk from being taken for what its guest made it look like.
 //= spec/convert.md#CNV-4
-fn stays_raw(new: &NewFile, shown: &str, bytes: u64, note: Note<'_>) -> Result<(), Fault> {
-    let content = Content::of(&new.file, bytes).with_context(|| format!("cannot read {shown}"))?;
-    let marked = raw::mark(&new.file).is_ok();
+fn stays_raw(new: &File, shown: &str, bytes: u64, note: Note<'_>) -> Result<(), Fault> {
+    let content = Content::of(new, bytes).with_context(|| format!("cannot read {shown}"))?;
+    let marked = raw::mark(new).is_ok();
     if content != Content::Disk(Format::Raw) {
         let by_name = if marked { "" } else { ", with `sluice image import --format raw` too" };
         note(format!(

@@ -8,6 +8,7 @@ mod claim;
 mod clone;
 mod converter;
 mod copy;
+mod device;
 mod fault;
 mod foreign;
 mod format;

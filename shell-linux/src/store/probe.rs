@@ -113,10 +113,7 @@ pub(super) fn open_plain(path: &Path, read_only: bool) -> anyhow::Result<File> {
     // What waits on opening, as a pipe does, is no image anyway.
     how.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | alone);
     let file = match how.open(path) {
-        Err(error) if device && error.raw_os_error() == Some(libc::EBUSY) => bail!(
-            "{shown} is mounted, part of another device, or served already: unmount it or stop \
-             what uses it first (`lsblk` shows what does)"
-        ),
+        Err(error) if device && error.raw_os_error() == Some(libc::EBUSY) => bail!(busy(path)),
         file => file.with_context(|| format!("cannot open image {shown}"))?,
     };
     let regular = file.metadata().with_context(|| format!("cannot look at {shown}"))?.is_file();
@@ -127,6 +124,15 @@ pub(super) fn open_plain(path: &Path, read_only: bool) -> anyhow::Result<File> {
     // With the flag left on, io_uring would answer EAGAIN where it has to wait.
     fcntl_setfl(&file, OFlags::empty())?;
     Ok(file)
+}
+
+/// Says that somebody has a device for himself.
+pub(crate) fn busy(path: &Path) -> String {
+    format!(
+        "{} is mounted, part of another device, or served already: unmount it or stop what uses \
+         it first (`lsblk` shows what does)",
+        path.display()
+    )
 }
 
 /// Whether it is a block device.

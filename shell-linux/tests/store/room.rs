@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, mount};
 use skip::skip;
 
 #[path = "../support/skip.rs"]
-mod skip;
+pub(crate) mod skip;
 
 const INSIDE: &str = "SLUICE_TEST_ROOM";
 

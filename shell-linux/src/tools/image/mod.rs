@@ -119,7 +119,7 @@ enum Command {
         /// What to make
         #[arg(long, value_name = "FORMAT", default_value = "raw")]
         format: Format,
-        /// Replace the file
+        /// Replace the file, or overwrite the block device
         #[arg(long)]
         force: bool,
     },
