@@ -13,13 +13,14 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use client::{Client, NO_FD, request, words};
+use client::{Client, FEATURES, NO_FD, request, words};
 use guest::Guest;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{
@@ -537,4 +538,73 @@ fn a_file_that_is_emptied_under_a_guest_gets_its_size_back() {
     };
     let log = warned(act, "has its size of 4M back");
     assert!(!log.contains("has grown"), "{log}");
+}
+
+/// Types of requests.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+//= spec/blk.md#BLK-5
+//= spec/blk.md#BLK-9
+//= spec/blk.md#BLK-12
+#[test]
+fn larger_blocks_are_kept_to_and_sectors_stay_what_they_are() {
+    let host = Host::new();
+    let image = host.path("disk.raw");
+    fs::write(&image, vec![0x55; 1 << 20]).unwrap();
+    let file = image.to_str().unwrap();
+    let daemon = host.serve(&["--blk-file", file, "--block-size", "4096", "--format", "raw"]);
+    let mut client = host.client();
+    client.negotiate();
+    let all = FEATURES | 1 << 6 | 1 << 13 | 1 << 14;
+    assert_eq!(client.acked(request::SET_FEATURES, &all.to_ne_bytes(), &[]), 0);
+    let body = [words(&[0, 60, 0]), vec![0; 60]].concat();
+    let config = client.ask(request::GET_CONFIG, &body).body.split_off(12);
+    assert_eq!(config[..8], (1_u64 << 11).to_le_bytes(), "the capacity is in sectors of 512 bytes");
+    let word = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    assert_eq!(word(20), 4096, "the block");
+    assert_eq!(word(44), 8, "discards are aligned to it, in sectors");
+
+    let mut guest = Guest::new();
+    guest.start(&mut client);
+    let mut ask = |kind, sector, data: &[u8], len| {
+        guest.memory.write_all_at(data, guest::DATA).unwrap();
+        let count = guest.used();
+        guest.ask(kind, sector, len);
+        until("answer", || (guest.used() > count).then_some(()));
+        guest.status()
+    };
+    // What is no block, or begins inside one, is an error; a block is not.
+    for kind in [IN, OUT] {
+        for (sector, len) in [(0, 512), (8, 2048), (1, 4096), (7, 4096)] {
+            assert_eq!(ask(kind, sector, &[0x66; 4096], len), 1, "{kind} {sector} {len}");
+        }
+    }
+    assert!(fs::read(&image).unwrap().iter().all(|&byte| byte == 0x55), "nothing has been done");
+    assert_eq!(ask(IN, 8, &[], 4096), 0);
+    assert_eq!(ask(OUT, 8, &[0x66; 4096], 4096), 0);
+    // Ranges count sectors of 512 bytes, and keep to blocks.
+    let range = |sector: u64, sectors: u32| {
+        [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &[0; 4]].concat()
+    };
+    for kind in [DISCARD, WRITE_ZEROES] {
+        for (sector, sectors) in [(16, 1), (16, 7), (17, 8)] {
+            assert_eq!(ask(kind, 0, &range(sector, sectors), 16), 1, "{kind} {sector} {sectors}");
+        }
+    }
+    assert_eq!(ask(DISCARD, 0, &range(16, 8), 16), 0);
+    assert_eq!(ask(WRITE_ZEROES, 0, &range(32, 16), 16), 0);
+    drop(client);
+    assert_eq!(daemon.end(), Some(0));
+    let bytes = fs::read(&image).unwrap();
+    for (block, all) in bytes.chunks(4096).enumerate() {
+        let wanted = match block {
+            1 => 0x66,
+            2 | 4 | 5 => 0,
+            _ => 0x55,
+        };
+        assert!(all.iter().all(|&byte| byte == wanted), "block {block}");
+    }
 }

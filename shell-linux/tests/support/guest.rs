@@ -20,7 +20,8 @@ const DESC: u64 = 0;
 pub(crate) const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x5000;
 const HEADER: u64 = 0x8000;
-const DATA: u64 = 0x9000;
+/// Where the data of requests is.
+pub(crate) const DATA: u64 = 0x9000;
 const STATUS: u64 = 0xa000;
 
 pub(crate) struct Guest {
@@ -76,17 +77,23 @@ impl Guest {
         assert_eq!(client.acked(request::SET_VRING_ENABLE, &words(&[0, 1]), &[]), 0);
     }
 
-    /// Puts the read of a sector into the ring.
+    /// Puts the read of the first sector into the ring.
     pub(crate) fn read(&mut self) {
+        self.ask(0, 0, 512);
+    }
+
+    /// Puts a request into the ring: its type, its sector and the bytes of its data.
+    pub(crate) fn ask(&mut self, kind: u32, sector: u64, len: u32) {
         let put = |at, bytes: &[u8]| self.memory.write_all_at(bytes, at).unwrap();
         let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
             let ends = [flags.to_le_bytes(), next.to_le_bytes()].concat();
             [&at.to_le_bytes()[..], &len.to_le_bytes(), &ends].concat()
         };
         put(DESC, &descriptor(HEADER, 16, 1, 1));
-        put(DESC + 16, &descriptor(DATA, 512, 3, 2));
+        let flags = if kind == 0 { 3 } else { 1 };
+        put(DESC + 16, &descriptor(DATA, len, flags, 2));
         put(DESC + 32, &descriptor(STATUS, 1, 2, 0));
-        put(HEADER, &[0; 16]);
+        put(HEADER, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
         put(STATUS, &[0xff]);
         let place = u64::from(u32::from(self.available) % self.ring);
         put(AVAIL + 4 + 2 * place, &0_u16.to_le_bytes());
