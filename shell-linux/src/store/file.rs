@@ -149,8 +149,11 @@ impl FileStore {
     #[cold]
     fn undo_cut(&self) -> bool {
         let file = &self.engine.ground().file;
-        // A device does not grow by writes, and nobody writes what is read-only.
-        if self.config.read_only || !file.metadata().is_ok_and(|about| about.is_file()) {
+        // Nobody writes what is read-only or not taken, and a device does not grow by writes.
+        if self.config.read_only
+            || !self.captured
+            || !file.metadata().is_ok_and(|about| about.is_file())
+        {
             return false;
         }
         // Somebody may have seen to it meanwhile, and is not to be cut short by this.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sluice_core::op::OpKind;
-use sluice_linux::store::{Change, EngineKind, OpenOptions, Resized, Store, Watch};
+use sluice_linux::store::{Captured, Change, EngineKind, OpenOptions, Resized, Store, Watch};
 
 use super::kit::{Guest, disk, image, op, run, take, tmpfs};
 
@@ -158,6 +158,18 @@ fn a_size_that_is_none_for_an_image_is_undone_without_writes_too() {
         assert_eq!((look(&mut store, &watch), len(&path)), (vec![Resized::Undone], 4 * MIB));
         assert_eq!(changes(&watch), []);
     }
+}
+
+/// Who is not there to write has no say, as at the far end of a migration.
+//= spec/store.md#STO-29
+#[test]
+fn an_image_that_is_not_taken_is_left_as_it_is() {
+    let dir = tmpfs();
+    let (path, mut store, watch) = served(dir.path());
+    set_len(&path, 0);
+    assert_eq!((look(&mut store, &watch), len(&path)), (vec![Resized::Kept], 0));
+    assert!(matches!(store.capture(), Captured::Failed(_)), "it is not what was opened");
+    assert_eq!(len(&path), 0);
 }
 
 //= spec/store.md#STO-21
