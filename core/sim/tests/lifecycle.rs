@@ -6,7 +6,7 @@ use sluice_core::device::{
     ControlEvent as E, ControlFault, ControlReply, ProtocolFeatures, RegionList, RingAddresses,
 };
 use sluice_core::image::{Capture, ImageConfig};
-use sluice_core::memory::Region;
+use sluice_core::memory::{MapFault, Region, RegionId};
 use sluice_core::op::{OpKind, Reply};
 use sluice_core::shard::{Effect, Granted, Idle, Input};
 use sluice_sim::arena::{Arena, Capacity};
@@ -122,6 +122,25 @@ fn b16_memory_and_rings_need_an_owner() {
     assert!(!ControlFault::Owner.closes(), "the front end may go on");
     assert_eq!(rig.control(E::SetOwner), Some(ControlReply::Done));
     assert_eq!(rig.control(early), Some(ControlReply::Done));
+}
+
+/// QEMU keeps the connection when a device is unplugged, and the next one says everything again.
+//= spec/lifecycle.md#LIF-2
+#[test]
+fn an_owner_without_rings_begins_anew() {
+    rig!(rig, Setup::default());
+    rig.input(Input::FrontEndGone(rig.device));
+    rig.control(E::SetOwner);
+    let region = Region { id: RegionId(70), guest: 0, user: 1 << 40, size: 1 << 20 };
+    let shares = E::AddMemRegion(region);
+    rig.control(E::SetOwner);
+    assert_eq!(rig.control(shares.clone()), Some(ControlReply::Done));
+    let overlaps = ControlFault::Memory(MapFault::Overlap);
+    assert_eq!(refused(rig.control(shares.clone())), Some(overlaps), "the same owner");
+    rig.effects.clear();
+    assert_eq!(rig.control(E::SetOwner), Some(ControlReply::Done));
+    assert!(rig.effects.contains(&Effect::Unmap(RegionId(70))), "{:?}", rig.effects);
+    assert_eq!(rig.control(shares), Some(ControlReply::Done), "another device");
 }
 
 //= spec/lifecycle.md#LIF-4

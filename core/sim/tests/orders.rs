@@ -109,7 +109,10 @@ impl State {
         let refused = |fault| (Err(fault), self);
         match message {
             M::Leave => return (Ok(()), NEW),
-            M::Owner => next.owner = true,
+            M::Owner => {
+                next.owner = true;
+                next.memory &= runs;
+            }
             M::Features(bits) if runs && bits != self.features => return refused(F::Running),
             M::Features(bits) => next.features = bits,
             _ if !self.owner => return refused(F::Owner),

@@ -83,6 +83,7 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Answer(ControlReply),
+    BeginAnew,
     SetSize { index: u16, size: u16 },
     SetBase { index: u16, base: u32 },
     SetAddresses { index: u16, addresses: RingAddresses },
@@ -208,13 +209,23 @@ impl Device {
             && self.vrings.iter().all(|vring| !vring.has_queue() && !vring.enabled)
     }
 
-    /// Forgets the front end.
+    /// Gives up all memory of the front end, which shares it again if it goes on.
+    //= spec/lifecycle.md#LIF-2
+    pub(crate) fn begin_anew(&mut self) {
+        if let Some(area) = self.inflight.take() {
+            self.map.disown(area.region);
+        }
+        if let Some(log) = self.log.take() {
+            self.map.disown(log.region);
+        }
+        self.map.clear();
+    }
+
+    /// Forgets the front end, whose memory has been given up.
     pub(crate) fn reset(&mut self) {
         self.phase = Phase::Open;
         self.vrings.fill(Vring::NONE);
         self.features = BlkFeatures::empty();
-        self.inflight = None;
-        self.log = None;
         self.draining = None;
         self.owner = false;
         self.protocol = ProtocolFeatures::empty();
@@ -261,6 +272,7 @@ impl Device {
                 }
                 answer(ControlReply::Done)
             }
+            E::SetOwner if self.owner && self.running == 0 => Ok(Step::BeginAnew),
             E::SetOwner => {
                 self.owner = true;
                 answer(ControlReply::Done)

@@ -51,6 +51,7 @@ impl Shard<'_> {
     ) -> Result<ControlReply, ControlFault> {
         match step {
             Step::Answer(reply) => return Ok(reply),
+            Step::BeginAnew => self.devices[device].begin_anew(),
             Step::SetSize { index, size } => self.set_size(device, index, size)?,
             Step::SetBase { index, base } => {
                 if self.running(device, index).is_some() {
@@ -471,13 +472,7 @@ impl Shard<'_> {
         let device = &mut self.devices[index];
         device.running = 0;
         device.broken = 0;
-        if let Some(area) = device.inflight {
-            device.map.disown(area.region);
-        }
-        if let Some(log) = device.log {
-            device.map.disown(log.region);
-        }
-        device.map.clear();
+        device.begin_anew();
         device.reset();
         device.left = true;
         let image = device.config.image;

@@ -121,7 +121,13 @@ impl Record {
             file: mapped.file,
         };
         match *event {
-            E::SetOwner => self.owner = true,
+            E::SetOwner => {
+                if self.owner && self.rings.values().all(|ring| !ring.started) {
+                    self.regions.clear();
+                    (self.inflight, self.log) = (None, None);
+                }
+                self.owner = true;
+            }
             E::SetBackendReq => self.channel = fd,
             E::SetFeatures(bits) => self.features = Some(bits),
             E::SetProtocolFeatures(bits) => self.protocol = Some(bits),

@@ -67,6 +67,19 @@ fn a_record_replayed_gives_the_same_record() {
     assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 12, 10, 11]);
 }
 
+//= spec/parking.md#PRK-1
+//= spec/lifecycle.md#LIF-2
+#[test]
+fn an_owner_who_begins_anew_leaves_no_memory() {
+    let mut record = negotiated();
+    let before = record.clone();
+    record.note(&ControlEvent::SetOwner, &[], None);
+    assert_eq!(record, before, "a ring runs");
+    record.stopped(0, 99);
+    record.note(&ControlEvent::SetOwner, &[], None);
+    assert_eq!(record.descriptors().collect::<Vec<_>>(), [0, 10, 11]);
+}
+
 /// A ring writes as soon as it runs, into memory that has to be there, with what it takes on record
 /// and every page of it in the log.
 //= spec/parking.md#PRK-3
