@@ -47,6 +47,8 @@ pub enum News {
     ConfigChanged(DeviceId),
     /// Close the device's connection.
     Evict(DeviceId),
+    /// The device's front end has held the shard up: close its connection.
+    Held(DeviceId),
     /// The last front end has left nothing behind; the next may come.
     Left(DeviceId),
 }

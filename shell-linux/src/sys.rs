@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 use landlock::RulesetCreated;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use seccompiler::BpfProgram;
 
 /// Takes over a descriptor that the parent process left open for this one.
@@ -130,6 +130,53 @@ pub fn ignored(signal: i32) -> bool {
             && now.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
+
+/// A thread of this process whose call another thread can end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interruptible(Pid);
+
+impl Interruptible {
+    /// What programs without a handler ignore.
+    const SIGNAL: libc::c_int = libc::SIGURG;
+
+    /// The calling thread.
+    pub(crate) fn this_thread() -> io::Result<Self> {
+        // SAFETY: all zeroes is a valid `sigaction` without flags and with an empty mask, so calls
+        // end with `EINTR`; the handler does nothing.
+        let installed = unsafe {
+            let mut action: libc::sigaction = core::mem::zeroed();
+            let handler: extern "C" fn(libc::c_int) = do_nothing;
+            action.sa_sigaction = handler as usize;
+            libc::sigaction(Self::SIGNAL, &raw const action, core::ptr::null_mut())
+        };
+        if installed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Whoever started this program may have kept the signal from it.
+        let mut set = core::mem::MaybeUninit::uninit();
+        // SAFETY: the first call fills the set in, the others only read or change it.
+        let unblocked = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), Self::SIGNAL);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), core::ptr::null_mut())
+        };
+        match unblocked {
+            0 => Ok(Self(rustix::thread::gettid())),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Ends the call that the thread is in, if it is in one that waits. One that has ended is
+    /// not there any more, or another one of this process that notices nothing.
+    pub(crate) fn interrupt(self) {
+        let (process, thread) = (rustix::process::getpid(), self.0);
+        let (process, thread) = (process.as_raw_pid(), thread.as_raw_pid());
+        // SAFETY: three numbers; the signal's handler does nothing.
+        unsafe { libc::syscall(libc::SYS_tgkill, process, thread, Self::SIGNAL) };
+    }
+}
+
+extern "C" fn do_nothing(_: libc::c_int) {}
 
 /// Lets what `command` starts end with this thread, keep some descriptors, and be confined.
 pub(crate) fn before_exec(

@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sluice_core::device::ControlEvent;
 use sluice_core::gate::{self, Arm, Decision, GateFault, Header};
 use vhost::vhost_user::BackendReqHandler;
 
-use super::descriptors::{check_eventfd, sealed_region};
+use super::descriptors::{check_channel, check_eventfd, sealed_region};
 use super::disk::Disk;
 use super::handler::{Handler, Verdict};
 use super::remedy::Refusal;
@@ -53,6 +53,8 @@ pub(super) enum End {
     Silent,
     /// The device cannot serve it any more.
     Evicted,
+    /// It has held a thread up, and its disk takes no front end for so long.
+    Held(Duration),
     /// The shard has ended.
     ShardGone,
     /// The socket failed.
@@ -69,6 +71,11 @@ impl fmt::Display for End {
             Self::Deadline => write!(f, "the front end stopped in the middle of a message"),
             Self::Silent => write!(f, "the front end said nothing, and another one waits"),
             Self::Evicted => write!(f, "the disk cannot be served to this front end any more"),
+            Self::Held(pause) => write!(
+                f,
+                "the front end made its eventfd, which is full, block whoever writes to it; the \
+                 disk takes no front end for {pause:?}"
+            ),
             Self::ShardGone => write!(f, "the shard has ended"),
             Self::Socket(error) => write!(f, "the socket failed: {error}"),
         }
@@ -276,7 +283,9 @@ impl<'e> Connection<'e> {
     //= spec/vhost-user.md#VHU-15
     fn channel(&self, header: Header) -> Result<(), End> {
         let fd = self.descriptor(header)?;
-        let done = self.handler.tell(ControlEvent::SetBackendReq, Some(fd));
+        let done = check_channel(&fd)
+            .map_err(|error| self.handler.refuse_harmlessly(&Refusal::Channel(error)))
+            .and_then(|()| self.handler.tell(ControlEvent::SetBackendReq, Some(fd)));
         self.conclude(header, done.is_ok())
     }
 

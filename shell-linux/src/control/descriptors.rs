@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use anyhow::{Context, ensure};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::FdFlags;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
 
 /// Takes a received descriptor over. It arrives inheritable, and a child has no business with a
 /// guest's memory.
@@ -30,6 +32,15 @@ pub(super) fn check_eventfd(fd: impl AsFd) -> anyhow::Result<()> {
     // A full counter must not hold up the thread that signals it.
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+    Ok(())
+}
+
+/// Refuses what is no local socket: sending on another can wait for who is sending on it already,
+/// whatever the flags say.
+//= spec/outsiders.md#OUT-22
+pub(super) fn check_channel(fd: impl AsFd) -> anyhow::Result<()> {
+    let family = socket_domain(fd).context("the channel for the device is no socket")?;
+    ensure!(family == AddressFamily::UNIX, "the channel for the device is no local socket");
     Ok(())
 }
 

@@ -241,6 +241,19 @@ impl<'e> Front<'e> {
         }
     }
 
+    /// The front end has held its shard up, and everybody there. It loses its connection, and the
+    /// place stays empty for a while: this is not done over and over.
+    //= spec/outsiders.md#OUT-21
+    pub(super) fn held(&mut self, now: Instant, pause: Duration) {
+        let end = End::Held(pause);
+        self.accept_due = Some(now + pause);
+        if matches!(self.client, Client::Connected(..)) {
+            self.close(&end);
+        } else {
+            tracing::warn!(disk = %self.disk.name, "{end}");
+        }
+    }
+
     /// The last front end has left nothing behind.
     pub(super) fn left(&mut self) {
         if matches!(self.client, Client::Leaving) {
@@ -250,7 +263,10 @@ impl<'e> Front<'e> {
 
     /// When [`check`](Self::check) has something to do.
     pub(super) fn deadline(&self, patience: Duration) -> Option<Instant> {
-        let Client::Connected(connection, _) = &self.client else { return self.accept_due };
+        let Client::Connected(connection, _) = &self.client else {
+            let accepts = self.waiting && matches!(self.client, Client::None);
+            return self.accept_due.filter(|_| accepts);
+        };
         let stuck = connection.stuck();
         let silent = (self.waiting && !connection.is_owned()).then(|| connection.opened());
         Some(stuck.into_iter().chain(silent).min()? + patience)

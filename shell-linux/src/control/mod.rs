@@ -61,6 +61,9 @@ pub enum Socket {
 /// How often it is looked what has become of an image's file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a disk takes no front end after one that has held its shard up, in patiences.
+const PAUSE: u32 = 12;
+
 /// What may be chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -239,6 +242,7 @@ impl Loop<'_> {
                 let (News::Late(device, _)
                 | News::ConfigChanged(device)
                 | News::Evict(device)
+                | News::Held(device)
                 | News::Left(device)) = news;
                 let of_it = |front: &Front<'_>| (front.shard, front.device()) == (shard, device);
                 let Some(index) = self.fronts.iter().position(of_it) else { continue };
@@ -251,6 +255,7 @@ impl Loop<'_> {
                     News::Late(..) => {}
                     News::ConfigChanged(_) => front.config_changed(),
                     News::Evict(_) => front.close(&End::Evicted),
+                    News::Held(_) => front.held(Instant::now(), self.patience * PAUSE),
                     News::Left(_) => front.left(),
                 }
                 // What waited behind a stop comes next.

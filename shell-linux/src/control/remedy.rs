@@ -18,15 +18,19 @@ pub(super) enum Refusal {
     Inflight(anyhow::Error),
     /// A dirty log that cannot be mapped.
     Log(anyhow::Error),
+    /// A channel that cannot be used.
+    Channel(anyhow::Error),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ControlFault as F;
         let text = match self {
-            Self::Memory(error) | Self::Ring(error) | Self::Inflight(error) | Self::Log(error) => {
-                return write!(f, "{error:#}");
-            }
+            Self::Memory(error)
+            | Self::Ring(error)
+            | Self::Inflight(error)
+            | Self::Log(error)
+            | Self::Channel(error) => return write!(f, "{error:#}"),
             Self::Core(fault) => match fault {
                 F::Owner => "a message out of turn: who owns the device?",
                 F::NotOffered => "features that were not offered",
@@ -67,7 +71,11 @@ pub(super) fn remedy(refusal: &Refusal) -> &'static str {
         }
         Refusal::Core(F::QueueSize) => "give its queues another size (QEMU: queue-size=)",
         Refusal::Core(F::Memory(MapFault::Full)) => "give the virtual machine fewer memory devices",
-        Refusal::Core(_) | Refusal::Ring(_) | Refusal::Inflight(_) | Refusal::Log(_) => {
+        Refusal::Core(_)
+        | Refusal::Ring(_)
+        | Refusal::Inflight(_)
+        | Refusal::Log(_)
+        | Refusal::Channel(_) => {
             "this looks like a fault of the front end: please report it with its version"
         }
     }

@@ -8,7 +8,8 @@ use sluice_core::shard::{Effect, Granted, Input};
 use sluice_core::trace::TraceEvent;
 
 use super::kicks::Kicks;
-use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused, signal};
+use super::signals::Signal;
+use super::{CAPTURE_RETRY, CAPTURE_RETRY_SOON, DEATH, Loop, QueueFds, Refused};
 use crate::mailbox::News;
 use crate::store::Captured;
 
@@ -39,17 +40,14 @@ impl Loop<'_> {
             Effect::Unmap(region) => self.mem.remove(region),
             Effect::Capture(image) => self.capture(image),
             Effect::Release(image) => self.served[image.0 as usize].store.release(),
-            Effect::QueueBroken(QueueId { device, index }, fault) => {
+            Effect::QueueBroken(queue, fault) => {
                 tracing::warn!(
-                    device = device.0,
-                    queue = index,
+                    device = queue.device.0,
+                    queue = queue.index,
                     ?fault,
                     "the guest broke its queue; it is served no more until it is set up anew"
                 );
-                let queue = &self.served[device.0 as usize].queues[usize::from(index)];
-                if let Some(err) = &queue.err {
-                    signal(err);
-                }
+                self.signal(queue, Signal::Broken);
             }
             Effect::ConfigChanged(device) => self.end.tell(News::ConfigChanged(device)),
             Effect::Evict(device) => self.end.tell(News::Evict(device)),
@@ -59,6 +57,7 @@ impl Loop<'_> {
                     self.served[device.0 as usize].queues[index] = QueueFds::default();
                 }
                 self.served[device.0 as usize].kicks = Kicks::default();
+                self.served[device.0 as usize].cut_off = false;
                 self.end.tell(News::Left(device));
             }
             Effect::Poisoned(image) => {

@@ -95,7 +95,9 @@ impl Loop<'_> {
                 self.unkicked.push(QueueId { device, index });
             }
         }
-        let queues = &mut self.served[device.0 as usize].queues;
+        let served = &mut self.served[device.0 as usize];
+        let fd = fd.filter(|_| !served.cut_off);
+        let queues = &mut served.queues;
         let (Place::Kick(index) | Place::Call(index) | Place::Err(index)) = place;
         let Some(fds) = queues.get_mut(index as usize) else { return };
         match place {

@@ -4,6 +4,7 @@ mod effects;
 mod inbox;
 mod kicks;
 mod patience;
+mod signals;
 mod sleep;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +24,7 @@ use crate::sigbus;
 use crate::store::Store;
 use kicks::Kicks;
 use patience::Patience;
+use signals::{Signal, Signaller};
 
 /// How a shard waits for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +78,7 @@ const STORE: u64 = u64::MAX - 1;
 /// The disks become the devices 0, 1, ... in their order.
 ///
 /// # Errors
-/// When the thread cannot be pinned or epoll cannot be had.
+/// When the thread cannot be pinned, or epoll or the thread beside it cannot be had.
 pub fn run(disks: Vec<Disk>, options: ShardOptions, end: &ShardEnd) -> anyhow::Result<()> {
     if let Some(cpu) = options.cpu {
         crate::cpu::pin(cpu)?;
@@ -109,6 +111,7 @@ pub fn run(disks: Vec<Disk>, options: ShardOptions, end: &ShardEnd) -> anyhow::R
         served,
         poller,
         end,
+        signaller: Signaller::new()?,
         begun: 0,
         stirred: false,
         capture_due: None,
@@ -129,6 +132,8 @@ struct Served {
     refused: Option<Refused>,
     queues: Vec<QueueFds>,
     kicks: Kicks,
+    /// Whether its front end has held this thread up.
+    cut_off: bool,
     /// Who waits for the answer to a control message.
     answer: Option<Sender<ControlReply>>,
 }
@@ -157,6 +162,7 @@ impl Served {
             refused: None,
             queues: (0..queues).map(|_| QueueFds::default()).collect(),
             kicks: Kicks::default(),
+            cut_off: false,
             answer: None,
         }
     }
@@ -169,6 +175,7 @@ struct Loop<'a> {
     served: Vec<Served>,
     poller: OwnedFd,
     end: &'a ShardEnd,
+    signaller: Signaller,
     /// Operations that all stores together have begun.
     begun: u32,
     /// Whether the core was told something since it was last asked what follows.
@@ -219,7 +226,7 @@ impl Loop<'_> {
         worked |= self.effects();
         self.shard.publish(&self.mem);
         while let Some(queue) = self.shard.poll_notify() {
-            self.notify(queue);
+            self.signal(queue, Signal::Used);
         }
         if self.effects() {
             worked = true;
@@ -278,14 +285,6 @@ impl Loop<'_> {
         any
     }
 
-    #[inline]
-    fn notify(&self, QueueId { device, index }: QueueId) {
-        let queue = &self.served[device.0 as usize].queues[usize::from(index)];
-        if let Some(call) = &queue.call {
-            signal(call);
-        }
-    }
-
     fn handle(&mut self, input: Input) {
         self.stirred = true;
         // Only cluster updates can be refused, and this shell has none.
@@ -298,11 +297,6 @@ impl Loop<'_> {
 fn watch(poller: &OwnedFd, fd: impl AsFd, data: u64) -> rustix::io::Result<()> {
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(poller, fd, epoll::EventData::new_u64(data), flags)
-}
-
-/// Adds one to an eventfd. A full one has been signalled already, a broken one is its owner's.
-fn signal(fd: &OwnedFd) {
-    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
 }
 
 fn now() -> Instant {

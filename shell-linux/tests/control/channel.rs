@@ -1,6 +1,7 @@
 //! The channel on which the device speaks.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -54,6 +55,26 @@ fn b27_a_channel_that_is_not_read_holds_nobody_up() {
     while theirs.write(&[0; 4096]).is_ok() {}
     Guest::new().start(&mut client);
     assert!(client.is_served());
+}
+
+/// Sending on a socket of another kind can wait, whatever is said with it.
+//= spec/outsiders.md#OUT-22
+#[test]
+fn a_channel_is_a_local_socket() {
+    let daemon = Daemon::new(1);
+    let (mut client, mut channel, theirs) = with_channel(&daemon);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap().1;
+    for wrong in [tcp.as_fd(), listener.as_fd(), pipe.as_fd()] {
+        assert_eq!(client.acked(request::SET_BACKEND_REQ_FD, &[], &[wrong]), 1);
+        client.send_fds(request::SET_BACKEND_REQ_FD, &[], &[wrong]);
+        assert!(client.is_served());
+    }
+    // The one before is still there.
+    Guest::new().start(&mut client);
+    hears(&mut channel);
+    assert_eq!(client.acked(request::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]), 0);
 }
 
 //= spec/vhost-user.md#VHU-15

@@ -22,11 +22,17 @@ impl Disk {
 
     /// The same, waiting for a socket of another name.
     pub(crate) fn serve_at(first: &str, source: &[&str]) -> Self {
+        Self::serve_telling(first, source, Stdio::inherit())
+    }
+
+    /// The same, with a place for the log.
+    pub(crate) fn serve_telling(first: &str, source: &[&str], log: impl Into<Stdio>) -> Self {
         let directory = TempDir::new().unwrap();
         let daemon = Command::new(SLUICE)
             .args(["--log", "warn", "serve-one", "--queues", "4", "--socket-path"])
             .arg(directory.path().join("disk.sock"))
             .args(source)
+            .stderr(log)
             .spawn()
             .unwrap();
         let disk = Self { daemon, directory };
