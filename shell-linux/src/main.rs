@@ -1,5 +1,7 @@
 //! The `sluice` program.
 
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -61,9 +63,9 @@ fn main() -> ExitCode {
     if serve_one::asks_for_capabilities(&arguments) {
         return ended(serve_one::print_capabilities().map(|()| ExitCode::SUCCESS), FAILED);
     }
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return misused(&error),
+        Err(error) => return misused(&error, &arguments),
     };
     log::start(cli.log.parse().expect("the filter has been parsed before"));
     let (done, failed) = match &cli.command {
@@ -96,11 +98,22 @@ fn ended(done: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
 
 /// Help that was asked for, or what is wrong with the command line.
 //= spec/tools.md#TOOL-2
-fn misused(error: &clap::Error) -> ExitCode {
+fn misused(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     if error.use_stderr() {
-        // If that is closed there is nobody to tell.
-        let _ = error.print();
+        let text = error.render().to_string();
+        let shown = arguments.iter().fold(text.clone(), |text, word| visible(&text, word));
+        // If standard error is closed there is nobody to tell.
+        let _ =
+            if shown == text { error.print() } else { io::stderr().write_all(shown.as_bytes()) };
         return ExitCode::from(2);
     }
     ended(output::print(error.render().to_string()).map(|()| ExitCode::SUCCESS), FAILED)
+}
+
+/// A text in which a word of the command line, or a part of it that is a value, writes no lines.
+//= spec/host.md#HOST-1
+fn visible(text: &str, word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let parts = word.split(['=', ',']).filter(|part| part.contains(char::is_control));
+    parts.fold(text.to_owned(), |text, part| text.replace(part, &log::escape(part)))
 }

@@ -117,7 +117,9 @@ struct Place {
 
 impl Place {
     fn of(path: &Path) -> anyhow::Result<Self> {
-        let name = path.file_name().context("the path has no name")?.to_owned();
+        let named = path.file_name().filter(|_| !path.as_os_str().as_bytes().ends_with(b"/"));
+        let missing = || Fault::Usage("a socket needs a name of its own in a directory".to_owned());
+        let name = named.ok_or_else(missing)?.to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = open(parent.unwrap_or(Path::new(".")), flags, Mode::empty());

@@ -103,6 +103,9 @@ fn a_log_level_that_is_none_is_refused() {
             assert!(said(&output).contains("is no level"), "{bad}: {output:?}");
         }
     }
+    // A target that nothing has is a word of that kind.
+    let output = sluice(&["--log", "sluice-linux=debug", "image", "list"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
     for good in ["off", "warn", "sluice_linux=trace,info"] {
         let output = sluice(&["--log", good, "qemu-args", "--socket-path", "/s"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{good}: {output:?}");
@@ -258,6 +261,18 @@ fn a_name_writes_no_lines_of_its_own() {
 
     let output = sluice(&["serve-one", "--blk-file", "a\nb", "--socket-path", "s"]).output();
     assert_eq!(said(&output.unwrap()).lines().count(), 1);
+    // What is said of the command line itself has more lines, and none of them is a word's.
+    for bad in [
+        &["image", "info", "a\n2026 ERROR b\x1b[31m"][..],
+        &["--log=warn,\n2026 ERROR b", "image", "list"],
+        &["bench", "--socket-path", "s", "--seconds", "1\n2026 ERROR b"],
+        &["no-such-command\n2026 ERROR b"],
+    ] {
+        let output = sluice(bad).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{bad:?} {output:?}");
+        let forged = |line: &str| line.starts_with("2026") || line.contains('\x1b');
+        assert!(!said(&output).lines().any(forged), "{bad:?} {}", said(&output));
+    }
 }
 
 //= spec/limits.md#LIM-5
@@ -324,6 +339,59 @@ fn exit_codes_tell_a_wrong_disk_from_nobody_there_and_from_wrong_usage() {
 
 //= spec/tools.md#TOOL-5
 #[test]
+fn values_that_nothing_can_be_served_with_are_wrong_usage() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    File::create(at("disk.raw")).unwrap().set_len(1 << 20).unwrap();
+    let serve = |args: &[&str]| {
+        let mut serve = sluice(&["serve-one"]);
+        serve.args(args);
+        if !args.contains(&"--fd") && !args.contains(&"--socket-path") {
+            serve.args(["--socket-path", &at("s")]);
+        }
+        let output = serve.output().unwrap();
+        assert!(!said(&output).contains("serving"), "{args:?} {output:?}");
+        assert!(!said(&output).contains("panicked"), "{args:?} {output:?}");
+        output.status.code()
+    };
+    let (null, file) = (["--blk-null", "1M"], at("disk.raw"));
+    for bad in [
+        &[][..],
+        &["--blk-null", "0"],
+        &["--blk-null", "100"],
+        &["--blk-memory", "0"],
+        &["--blk-memory", "513"],
+        &["--blk-file", &file, "--block-size", "0"],
+        &["--blk-file", &file, "--block-size", "1024"],
+        &["--blk-null", "1M", "--count", "0"],
+        &["--blk-null", "1M", "--cpu", "1023"],
+        &["--blk-null", "1M", "--cpu", "99999999"],
+        &["--blk-null", "1M", "--read-only"],
+        &["--blk-null", "1M", "--serial", "123456789012345678901"],
+        &["--blk-null", "1M", "--socket-group", "4294967295"],
+        &["--blk-null", "1M", "--socket-group", "4294967296"],
+        &["--blk-null", "1M", "--socket-group", "+5"],
+        &["--blk-null", "1M", "--socket-group", ""],
+        &["--blk-null", "1M", "--socket-path", "/"],
+        &["--blk-null", "1M", "--socket-path", "/tmp/"],
+        &["--blk-null", "1M", "--socket-path", ".."],
+        &["--blk-null", "1M", "--fd", "0"],
+        &["--blk-null", "1M", "--fd", "9999"],
+    ] {
+        assert_eq!(serve(bad), Some(2), "{bad:?}");
+    }
+    assert_eq!(serve(&["--blk-file", &at("no.raw")]), Some(4), "there is none");
+    let demo = sluice(&["demo", "--size", "100", "--dir", &at("demo")]).output().unwrap();
+    assert_eq!(demo.status.code(), Some(2), "{demo:?}");
+    let requests = ["verify", "--requests", "0", "--socket-path", &at("s")];
+    assert_eq!(sluice(&requests).output().unwrap().status.code(), Some(2), "no verdict of nothing");
+    // What is allowed is.
+    let _ends = Disk::serve(&[&null[..], &["--serial", "12345678901234567890"]].concat());
+    let _ends = Disk::serve(&["--blk-file", &file, "--block-size", "4k"]);
+}
+
+//= spec/tools.md#TOOL-5
+#[test]
 fn help_says_what_scripts_want_to_know() {
     let commands =
         ["", "demo", "serve-one", "bench", "verify", "image", "image create", "qemu-args"];
@@ -352,4 +420,35 @@ fn a_terminal_that_goes_away_does_not_end_the_daemon() {
     }
     kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "and SIGTERM does, in order");
+}
+
+//= spec/host.md#HOST-2
+#[test]
+fn a_demonstration_goes_with_its_terminal_unless_it_was_told_not_to() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for (before, end) in [(&["env"][..], Signal::HUP), (&["nohup"], Signal::TERM)] {
+        let directory = TempDir::new().unwrap();
+        let mut demo = Command::new(before[0]);
+        demo.args([SLUICE, "demo", "--size", "1M", "--dir"]).arg(directory.path());
+        demo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut demo = demo.spawn().unwrap();
+        let socket = directory.path().join("demo.sock");
+        let give_up = Instant::now() + Duration::from_secs(60);
+        while !socket.exists() {
+            assert!(Instant::now() < give_up, "no socket");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = Pid::from_child(&demo);
+        kill_process(pid, Signal::HUP).unwrap();
+        if end == Signal::TERM {
+            assert!(Client::new(UnixStream::connect(&socket).unwrap()).is_served());
+            kill_process(pid, end).unwrap();
+        }
+        while demo.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < give_up, "it stays after {end:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(demo.wait().unwrap().code(), Some(0), "{before:?}");
+        assert!(!socket.exists());
+    }
 }

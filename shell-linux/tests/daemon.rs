@@ -254,7 +254,7 @@ fn wrong_use_is_refused_with_a_reason() {
     for (args, reason) in cases {
         let output = Command::new(SLUICE).arg("serve-one").args(args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?} {said}");
+        assert!(matches!(output.status.code(), Some(1 | 2 | 4)), "{args:?} {said}");
         assert!(said.contains(reason), "{args:?} {said}");
     }
 }

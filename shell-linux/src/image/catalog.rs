@@ -226,7 +226,10 @@ fn growing(path: &Path, bytes: u64) -> Option<File> {
 }
 
 /// What a disk can have.
-fn check_size(bytes: u64) -> Result<(), Fault> {
+///
+/// # Errors
+/// When there is no disk of this size.
+pub fn check_size(bytes: u64) -> Result<(), Fault> {
     if bytes > 0 && bytes.is_multiple_of(512) {
         return Ok(());
     }

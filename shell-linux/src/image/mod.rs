@@ -25,7 +25,7 @@ mod unfinished;
 mod vmdk;
 mod vpc;
 
-pub use catalog::{About, Catalog};
+pub use catalog::{About, Catalog, check_size};
 pub use fault::Fault;
 pub use foreign::Container;
 pub use format::{Content, Format};

@@ -10,17 +10,18 @@ use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
 use signal_hook::consts::SIGTERM;
 
+use super::ending::Hangup;
+use super::serve_one::parse_disk;
 use super::shell::quote;
 use super::{qemu_args, serve_one};
 use crate::image::state_dir;
 use crate::output;
-use crate::size::parse_size;
 
 /// Make a disk, serve it, and say how to use it.
 #[derive(Clone, Debug, ClapArgs)]
 #[command(after_long_help = "\
 Exit codes:
-  0  ended by SIGTERM or SIGINT, or checked
+  0  ended by SIGTERM, SIGINT or SIGHUP, or checked
   1  failed, or the check failed
   2  wrong usage
   5  somebody serves the disk already
@@ -38,14 +39,14 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Size of the disk when it is made
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk, default_value = "1G")]
     size: u64,
     /// Make another disk, check it for so long with `sluice verify`, remove it and end
     #[arg(long, value_name = "SECONDS")]
     verify: Option<u32>,
 }
 
-/// Serves the demonstration disk until SIGTERM or SIGINT, or checks one and ends.
+/// Serves the demonstration disk until SIGTERM, SIGINT or SIGHUP, or checks one and ends.
 ///
 /// # Errors
 /// When the image cannot be made, somebody serves it already, or the check fails.
@@ -64,7 +65,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         make(&image, args.size)?;
     }
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
-    serve_one::serve(&serve, || introduce(&image, &socket).unwrap_or_else(output::complain))
+    let introduce = || introduce(&image, &socket).unwrap_or_else(output::complain);
+    serve_one::serve(&serve, Hangup::Ends, introduce)
 }
 
 fn make(image: &Path, size: u64) -> anyhow::Result<()> {
@@ -80,7 +82,7 @@ fn verify(dir: &Path, size: u64, seconds: u32) -> anyhow::Result<()> {
     make(&image, size)?;
     let serve = serve_one::Args::file(socket.clone(), image.clone(), "sluice-demo");
     let (ended, end) = channel();
-    let served = serve_one::serve(&serve, || {
+    let served = serve_one::serve(&serve, Hangup::Ends, || {
         let _ = output::print(format!(
             "checking {} through {}\n",
             output::path(&image),

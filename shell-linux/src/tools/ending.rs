@@ -8,11 +8,22 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
+use crate::sys;
+
 /// How long closing connections and parking may take behind the time that requests have.
 pub(super) const CLOSING: Duration = Duration::from_secs(1);
 
 /// More than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
+/// What a terminal that goes away (SIGHUP) is to a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hangup {
+    /// Its end, unless it was started with that ignored, as by `nohup`.
+    Ends,
+    /// None of its business.
+    Ignored,
+}
 
 /// Waits for SIGTERM and SIGINT, and ends the process itself if nobody else does in time: a thread
 /// may be stuck in the kernel, in the middle of a start too.
@@ -29,10 +40,12 @@ impl Ending {
     /// the process by default.
     //= spec/host.md#HOST-2
     //= spec/host.md#HOST-7
-    pub(super) fn watch(patience: Duration) -> anyhow::Result<Self> {
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        // A write beyond the limit on file sizes is an error of that write, and a terminal that
-        // goes away is none of the daemon's.
+    pub(super) fn watch(patience: Duration, hangup: Hangup) -> anyhow::Result<Self> {
+        let ends = hangup == Hangup::Ends && !sys::ignored(SIGHUP);
+        let asking = [SIGTERM, SIGINT].into_iter().chain(ends.then_some(SIGHUP));
+        let mut signals = Signals::new(asking)?;
+        // A write beyond the limit on file sizes is an error of that write. What is asked for by
+        // SIGHUP is not changed by its being caught here too.
         for ignored in [SIGXFSZ, SIGHUP] {
             signal_hook::flag::register(ignored, Arc::default())?;
         }

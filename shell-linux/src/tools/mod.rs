@@ -3,7 +3,7 @@
 mod checked;
 mod clock;
 mod consent;
-mod ending;
+pub mod ending;
 mod kill;
 mod link;
 mod load;

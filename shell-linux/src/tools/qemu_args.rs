@@ -1,5 +1,6 @@
 //! `sluice qemu-args`: the options that connect QEMU to sockets.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -77,8 +78,11 @@ pub fn lines(
         format!("-object memory-backend-memfd,id=sluice-mem,size={memory},share=on").into_bytes(),
         format!("-m {memory} -machine q35,memory-backend=sluice-mem").into_bytes(),
     ];
+    let mut named = BTreeSet::new();
     for (n, socket) in sockets.iter().enumerate() {
         let path = absolute(socket)?;
+        let again = || format!("{} is named twice, and serves one guest", socket.display());
+        ensure!(named.insert(path.clone()), Fault::Usage(again()));
         let mut chardev = format!("socket,id=sluice{n},path=").into_bytes();
         chardev.extend([&path, b",reconnect=1".as_slice()].concat());
         lines.push([b"-chardev ".as_slice(), &quote(&chardev)].concat());

@@ -4,6 +4,7 @@
 //! `--fd`, `--print-capabilities`, no daemonising, an end on SIGTERM with exit code 0.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -16,9 +17,9 @@ use rustix::process::{Signal, getppid};
 use sluice_core::device::DeviceId;
 use sluice_core::limits::QUEUES_PER_DEVICE_MAX;
 
-use super::ending::{CLOSING, Ending};
+use super::ending::{CLOSING, Ending, Hangup};
 use crate::control::{self, Options, Served, Socket};
-use crate::image::look_before_serving;
+use crate::image::{Fault, check_size, look_before_serving};
 use crate::mailbox::{Bell, Message, mailbox};
 use crate::notify::Notify;
 use crate::output;
@@ -30,6 +31,9 @@ use crate::store::{OpenOptions, Store};
 
 /// What QEMU's tools read to learn what this program can do.
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+/// Bytes of a disk's serial number, at most.
+const SERIAL_BYTES: usize = 20;
 
 /// Serve one disk over vhost-user-blk.
 #[derive(Clone, Debug, ClapArgs)]
@@ -50,6 +54,7 @@ Exit codes:
   0  ended by a signal, in order
   1  failed
   2  wrong usage
+  4  there is no such image
   5  another process listens at the socket
 
 Files:
@@ -85,7 +90,7 @@ pub struct Args {
     #[arg(long)]
     read_only: bool,
     /// Bytes of a logical block that the guest sees: 512 or 4096; a device has at least its own
-    #[arg(long, value_name = "BYTES", default_value_t = 512, requires = "blk_file")]
+    #[arg(long, value_name = "BYTES", default_value_t = 512, requires = "blk_file", value_parser = parse_block)]
     block_size: u32,
     /// Queues that the device offers
     #[arg(long, value_name = "N", default_value_t = QUEUES_PER_DEVICE_MAX, value_parser = clap::value_parser!(u16).range(1..=128))]
@@ -97,13 +102,13 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50)]
     spin_us: u64,
     /// Serial number that the guest sees, up to 20 bytes
-    #[arg(long, value_name = "TEXT", default_value = "sluice")]
+    #[arg(long, value_name = "TEXT", default_value = "sluice", value_parser = parse_serial)]
     serial: String,
     /// Run on this CPU alone
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
     /// Serve N equal disks from one thread, at PATH0, PATH1, ... (null and memory disks only)
-    #[arg(long, value_name = "N", requires = "socket_path", conflicts_with = "blk_file")]
+    #[arg(long, value_name = "N", requires = "socket_path", conflicts_with = "blk_file", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
     /// Wait at most this long on SIGTERM for requests that are under way
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
@@ -127,16 +132,16 @@ pub struct Args {
 
 /// Where the bytes are.
 #[derive(Clone, Debug, ClapArgs)]
-#[group(required = false, multiple = false)]
+#[group(required = true, multiple = false)]
 struct Source {
     /// Serve this raw image file or block device
     #[arg(long, value_name = "FILE")]
     blk_file: Option<PathBuf>,
     /// Serve a disk of this size that stores nothing and leaves read buffers as they are
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
     blk_null: Option<u64>,
     /// Serve a disk of this size that lives in memory and is lost at the end
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
     blk_memory: Option<u64>,
 }
 
@@ -197,6 +202,10 @@ impl Args {
     fn store(&self) -> anyhow::Result<Store> {
         let Source { blk_file, blk_null, blk_memory } = &self.source;
         if let Some(path) = blk_file {
+            let missing = path.metadata().err().filter(|error| error.kind() == ErrorKind::NotFound);
+            if let Some(error) = missing {
+                bail!(Fault::NotFound(format!("cannot open image {}: {error}", path.display())));
+            }
             look_before_serving(path, self.format.is_some(), self.read_only)?;
             return Store::open(
                 path,
@@ -207,7 +216,7 @@ impl Args {
                 },
             );
         }
-        ensure!(!self.read_only, "--read-only goes with --blk-file");
+        ensure!(!self.read_only, Fault::Usage("--read-only goes with --blk-file".to_owned()));
         match (*blk_null, *blk_memory) {
             (Some(bytes), _) => Ok(Store::null(bytes)),
             (_, Some(bytes)) => Store::memory(bytes),
@@ -216,8 +225,7 @@ impl Args {
     }
 
     fn disk(&self) -> anyhow::Result<Disk> {
-        let mut serial = [0; 20];
-        ensure!(self.serial.len() <= serial.len(), "--serial is longer than 20 bytes");
+        let mut serial = [0; SERIAL_BYTES];
         serial[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
         let mut store = self.store()?;
         if let Some(late_us) = self.late_us {
@@ -238,7 +246,8 @@ impl Args {
 
     fn sockets(&self) -> anyhow::Result<Sockets> {
         if let Some(fd) = self.fd {
-            let socket = crate::sys::inherited(fd).with_context(|| format!("--fd {fd}"))?;
+            let wrong = |error| Fault::Usage(format!("--fd {fd}: {error:#}"));
+            let socket = crate::sys::inherited(fd).map_err(wrong)?;
             let name = format!("fd {fd}");
             let socket = if rustix::net::sockopt::socket_acceptconn(&socket)? {
                 Socket::Listen(UnixListener::from(socket))
@@ -275,7 +284,7 @@ struct Sockets {
 /// # Errors
 /// When the image cannot be opened or the socket cannot be had.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    serve(args, || ())
+    serve(args, Hangup::Ignored, || ())
 }
 
 /// Whether what this program can do is asked for, whatever else is said.
@@ -297,11 +306,14 @@ pub fn print_capabilities() -> anyhow::Result<()> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn serve(args: &Args, hangup: Hangup, ready: impl FnOnce()) -> anyhow::Result<()> {
     if let Some(pid) = args.parent {
         end_with(pid)?;
     }
-    let ending = Ending::watch(Duration::from_millis(args.shutdown_ms))?;
+    let ending = Ending::watch(Duration::from_millis(args.shutdown_ms), hangup)?;
+    if let Some(cpu) = args.cpu {
+        usable(cpu)?;
+    }
     let notify = Notify::from_environment();
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
@@ -354,6 +366,13 @@ pub fn serve(args: &Args, ready: impl FnOnce()) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Looks whether a thread may have this CPU, before anything is said to be served by it.
+fn usable(cpu: usize) -> anyhow::Result<()> {
+    let tried = std::thread::spawn(move || crate::cpu::pin(cpu)).join();
+    let tried = tried.unwrap_or_else(|_| bail!("the attempt has failed"));
+    Ok(tried.map_err(|error| Fault::Usage(format!("--cpu: {error:#}")))?)
+}
+
 /// Lets this process be killed when its parent ends.
 fn end_with(parent: i32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -374,6 +393,25 @@ fn ends_before(thread: &JoinHandle<()>, patience: Instant) -> bool {
     true
 }
 
+fn parse_serial(text: &str) -> Result<String, String> {
+    if text.len() > SERIAL_BYTES {
+        return Err(format!("it has {} bytes; there is room for {SERIAL_BYTES}", text.len()));
+    }
+    Ok(text.to_owned())
+}
+
+/// The size of a disk that is to be made.
+pub(super) fn parse_disk(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    check_size(bytes).map_err(|fault| fault.to_string()).map(|()| bytes)
+}
+
+fn parse_block(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text)?;
+    let block = [512, 4096].into_iter().find(|block| bytes == u64::from(*block));
+    block.ok_or_else(|| "a logical block has 512 or 4096 bytes".to_owned())
+}
+
 fn parse_mode(text: &str) -> Result<u32, String> {
     let octal = text.bytes().all(|digit| digit.is_ascii_digit());
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
@@ -381,7 +419,10 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 }
 
 fn parse_group(text: &str) -> Result<u32, String> {
-    if let Ok(number) = text.parse() {
+    // The largest number says "no change" to the system.
+    let digits = text.bytes().all(|digit| digit.is_ascii_digit());
+    let number = text.parse().ok().filter(|number| digits && *number != u32::MAX);
+    if let Some(number) = number {
         return Ok(number);
     }
     let group = uzers::get_group_by_name(text);

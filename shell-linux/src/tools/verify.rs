@@ -85,7 +85,7 @@ pub struct Args {
     seconds: Option<Duration>,
 
     /// How many requests to send.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
 
     /// Queues, each with a thread of its own.
