@@ -198,7 +198,9 @@ fn options_for_qemu_survive_a_shell() {
 #[test]
 fn values_that_qemu_would_refuse_are_refused() {
     let long = format!("/{}", "s".repeat(107));
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 8] = [
+        // One disk serves one guest, once.
+        &["--socket-path", "/./s"],
         &["--memory", "1x"],
         &["--memory", "0"],
         &["--memory", "1000"],

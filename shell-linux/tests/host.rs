@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use client::{Client, FEATURES, NO_FD, request, words};
-use guest::Guest;
+use guest::{AVAIL, Guest};
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen, recv,
@@ -370,6 +370,50 @@ fn who_may_connect_can_be_chosen() {
     }
     let mut daemon = host.serve(&["--socket-group", "no-such-group"]);
     assert_eq!(daemon.0.wait().unwrap().code(), Some(2));
+}
+
+/// A guest may break its queue and set it up anew as often as it likes.
+//= spec/limits.md#LIM-5
+#[test]
+fn a_guest_that_breaks_its_queue_again_and_again_fills_no_log() {
+    const ROUNDS: u32 = 300;
+    let host = Host::new();
+    let daemon = host.serve(&["--count", "2"]);
+    let connect = |name: &str| {
+        let path = host.path(name);
+        let mut client = Client::new(until("daemon", || UnixStream::connect(&path).ok()));
+        client.negotiate();
+        client
+    };
+    let (mut client, mut other) = (connect("s0"), connect("s1"));
+    let (guest, begin) = (Guest::new(), Instant::now());
+    let err = client::event();
+    let break_it = |client: &mut Client, guest: &Guest, err: &rustix::fd::OwnedFd| {
+        guest.memory.write_all_at(&[0; 4], AVAIL).unwrap();
+        guest.start(client);
+        let ring = 0_u64.to_ne_bytes();
+        assert_eq!(client.acked(request::SET_VRING_ERR, &ring, &[err.as_fd()]), 0);
+        // The available index moves by more than the ring holds.
+        guest.memory.write_all_at(&100_u16.to_le_bytes(), AVAIL + 2).unwrap();
+        rustix::io::write(&guest.kick, &1_u64.to_ne_bytes()).unwrap();
+        until("fault", || rustix::io::read(err, &mut [0; 8]).ok());
+        client.ask(request::GET_VRING_BASE, &words(&[0, 0]));
+    };
+    for _ in 0..ROUNDS {
+        break_it(&mut client, &guest, &err);
+    }
+    // The other disk's is heard of.
+    break_it(&mut other, &Guest::new(), &err);
+    let broken =
+        |line: &&str, device: &str| line.contains("broke its queue") && line.contains(device);
+    until("other's fault", || host.log().lines().any(|l| broken(&l, "device=1")).then_some(()));
+    let log = until("count", || Some(host.log()).filter(|log| log.contains("left_out=")));
+    let periods = usize::try_from(begin.elapsed().as_secs() / 10).unwrap() + 2;
+    let lines = log.lines().filter(|line| broken(line, "device=0")).count();
+    assert!((1..=30 * periods).contains(&lines), "{lines} lines in {periods} periods");
+    assert!(log.lines().count() < 90 * periods, "of any kind: {log}");
+    drop((client, other));
+    assert_eq!(daemon.end(), Some(0));
 }
 
 /// The protocol asks for polling then.

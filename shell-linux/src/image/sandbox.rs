@@ -6,11 +6,12 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Once;
 
 use anyhow::Context;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, path_beneath_rules,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -40,7 +41,8 @@ const REFUSED: [libc::c_long; 7] = [
 /// the numbers of their descriptors, which have to be open when it is started, and ends with the
 /// thread that starts it.
 ///
-/// A kernel without Landlock keeps it from the network and other programs alone.
+/// A kernel without Landlock keeps it from the network and other programs alone, which is said
+/// once.
 ///
 /// # Errors
 /// When it cannot be confined.
@@ -50,11 +52,26 @@ pub(super) fn confine(
     read: &[&File],
     write: Option<&File>,
 ) -> anyhow::Result<()> {
+    static SAID: Once = Once::new();
+    if !kernel_has_landlock() {
+        SAID.call_once(|| {
+            tracing::warn!(
+                "this kernel has no Landlock: the converter is kept from the network alone, not from \
+                 other files"
+            );
+        });
+    }
     let rules = rules(command.get_program(), read, write).context("cannot confine it")?;
     let filter = filter().context("cannot confine it")?;
     let handed = read.iter().copied().chain(write).map(AsRawFd::as_raw_fd).collect();
     sys::before_exec(command, rules, filter, handed);
     Ok(())
+}
+
+fn kernel_has_landlock() -> bool {
+    let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let oldest = AccessFs::from_all(ABI::V1);
+    rules.handle_access(oldest).and_then(|rules| rules.create()).is_ok()
 }
 
 fn rules(program: &OsStr, read: &[&File], write: Option<&File>) -> anyhow::Result<RulesetCreated> {

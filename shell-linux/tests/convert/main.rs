@@ -1,5 +1,6 @@
 //! Images from and to files elsewhere, with the real qemu-img.
 
+mod confined;
 mod containers;
 mod incomplete;
 mod kit;
