@@ -294,8 +294,10 @@ fn a_check_that_is_ended_by_a_signal_leaves_nothing() {
                 let entries = std::fs::read_dir(place.path()).unwrap().flatten();
                 entries.map(|entry| entry.path().join(name)).any(|path| path.exists())
             };
-            let mut verify = Command::new(SLUICE);
-            verify.args(["verify", "--kill", "100000", "--json", "--dir"]).arg(place.path());
+            // These tests may be run by somebody who ignores SIGHUP.
+            let mut verify = Command::new("env");
+            verify.args(["--default-signal", SLUICE, "verify", "--kill", "100000", "--json"]);
+            verify.arg("--dir").arg(place.path());
             let mut check = verify.args(parked).stdout(Stdio::null()).spawn().unwrap();
             let last = if parked.is_empty() { "disk.sock" } else { ".disk.sock.keeper" };
             until("daemon", || inside(last));

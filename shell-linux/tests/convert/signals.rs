@@ -13,8 +13,12 @@ use super::kit::{MIB, Room, SLUICE, noise, room};
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 fn command(room: &Room, arguments: &[&str]) -> Command {
-    let mut command = Command::new(SLUICE);
-    command.args(["image", "--dir"]).arg(room.images.dir()).args(arguments);
+    // These tests may be run by somebody who ignores SIGHUP.
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal", SLUICE, "image", "--dir"])
+        .arg(room.images.dir())
+        .args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Of its own group, so that a signal for these tests does not reach it.
     command.process_group(0);
