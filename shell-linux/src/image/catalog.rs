@@ -131,9 +131,11 @@ impl Catalog {
         let _claim = claim(&path, name, Access::Change)?;
         let removing = || format!("cannot remove {}", path.display());
         remove_file(&path).with_context(removing)?;
-        // The mark goes last: an image never loses it first.
+        // The mark goes last: an image never loses it first, whenever the power goes.
+        //= spec/store.md#STO-33
+        marker::sync_directory(&path).with_context(removing)?;
         marker::clear(&path)?;
-        Ok(marker::sync_directory(&path).with_context(removing)?)
+        Ok(())
     }
 
     /// Changes the size of an image that nobody uses. One that a daemon serves can grow: the
@@ -143,6 +145,7 @@ impl Catalog {
     /// When it would lose bytes and `shrink` does not allow that, and as for
     /// [`remove`](Self::remove).
     //= spec/store.md#STO-26
+    //= spec/store.md#STO-32
     pub fn resize(&self, name: &Name, bytes: u64, shrink: bool) -> Result<About, Fault> {
         check_size(bytes)?;
         let path = self.path(name);
@@ -186,7 +189,7 @@ impl Catalog {
 
     /// The path of a name that is not taken, in a directory that is there.
     pub(super) fn vacant(&self, name: &Name) -> Result<PathBuf, Fault> {
-        create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        make_dir(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
         let target = self.path(name);
         if target.symlink_metadata().is_ok() {
             return Err(Fault::Taken(format!(
@@ -207,6 +210,8 @@ impl Catalog {
         let target = self.path(name);
         // Where that cannot be written down, the name says it.
         let _ = raw::mark(&new.file);
+        // Before the name, so that no image ever stands there without its mark.
+        //= spec/store.md#STO-33
         if poisoned {
             marker::set(&target)?;
         } else {
@@ -216,6 +221,15 @@ impl Catalog {
         new.publish(&target, false)?;
         self.about(name)
     }
+}
+
+/// Makes a directory, and those above it, so that they last.
+//= spec/store.md#STO-31
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().take_while(missing).collect();
+    create_dir_all(dir)?;
+    missing.into_iter().try_for_each(marker::sync_directory)
 }
 
 /// A served image that may grow to this size, and that nobody else makes grow meanwhile.

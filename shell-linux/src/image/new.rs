@@ -78,6 +78,7 @@ impl NewFile {
     /// Makes it durable and gives it its name in one step, which nothing may have yet unless
     /// `replace` says so.
     //= spec/store.md#STO-18
+    //= spec/store.md#STO-31
     pub(super) fn publish(self, target: &Path, replace: bool) -> Result<(), Fault> {
         let shown = target.display();
         let sync = || format!("cannot make {shown} durable");

@@ -83,7 +83,14 @@ pub fn look_before_serving(path: &Path, sure: bool, read_only: bool) -> anyhow::
         }
         tracing::warn!("{name} looks like {content}; it is served as the raw disk that it was");
     }
-    if kind.is_file() && !read_only && known != Known::Raw && mark(&file).is_err() && !by_name {
+    if !kind.is_file() || read_only || known == Known::Raw {
+        return Ok(());
+    }
+    if mark(&file).is_ok() {
+        // What the guest writes never lasts without it: a sync of bytes alone may leave it out.
+        //= spec/store.md#STO-35
+        file.sync_all().with_context(|| format!("cannot make the mark of {name} durable"))?;
+    } else if !by_name {
         tracing::warn!(
             "{name} cannot be marked as raw on its file system: give --format raw each time, or a \
              guest that makes it look like something else is asked about at the next start"

@@ -223,6 +223,7 @@ impl Loop<'_> {
         }
         worked |= self.operations();
         // What has to outlive the daemon does so before anybody hears of it.
+        //= spec/store.md#STO-34
         worked |= self.effects();
         self.shard.publish(&self.mem);
         while let Some(queue) = self.shard.poll_notify() {

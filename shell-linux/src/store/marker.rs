@@ -29,6 +29,7 @@ pub fn is_there(image: &Path) -> bool {
 /// # Errors
 /// When the mark cannot be written or synced.
 //= spec/store.md#STO-12
+//= spec/store.md#STO-34
 pub fn set(image: &Path) -> anyhow::Result<()> {
     let path = path_of(image);
     let set = || -> std::io::Result<()> {
@@ -49,12 +50,16 @@ pub fn set(image: &Path) -> anyhow::Result<()> {
 /// When it cannot be removed.
 pub fn clear(image: &Path) -> anyhow::Result<bool> {
     let path = path_of(image);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        result => result.with_context(|| format!("cannot remove {}", path.display()))?,
-    }
+    let was_there = match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        result => {
+            result.with_context(|| format!("cannot remove {}", path.display()))?;
+            true
+        }
+    };
+    // Also where there is none: somebody may have been killed between the two.
     sync_directory(&path).with_context(|| format!("cannot sync beside {}", path.display()))?;
-    Ok(true)
+    Ok(was_there)
 }
 
 /// Makes a change of the directory that `path` lies in durable.

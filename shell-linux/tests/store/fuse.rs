@@ -12,24 +12,46 @@ use tempfile::TempDir;
 
 use super::room::mount_at;
 
-const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
-const SETATTR: u32 = 4;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const STATFS: u32 = 17;
-const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
-const FLUSH: u32 = 25;
-const INIT: u32 = 26;
-const INTERRUPT: u32 = 36;
-const BATCH_FORGET: u32 = 42;
+use opcode::{
+    BATCH_FORGET, FLUSH, FORGET, FSYNC, GETATTR, INIT, INTERRUPT, LOOKUP, OPEN, READ, RELEASE,
+    SETATTR, STATFS, WRITE,
+};
+
+/// What the kernel asks for.
+pub(crate) mod opcode {
+    pub(crate) const LOOKUP: u32 = 1;
+    pub(crate) const FORGET: u32 = 2;
+    pub(crate) const GETATTR: u32 = 3;
+    pub(crate) const SETATTR: u32 = 4;
+    pub(crate) const MKDIR: u32 = 9;
+    pub(crate) const UNLINK: u32 = 10;
+    pub(crate) const RENAME: u32 = 12;
+    pub(crate) const LINK: u32 = 13;
+    pub(crate) const OPEN: u32 = 14;
+    pub(crate) const READ: u32 = 15;
+    pub(crate) const WRITE: u32 = 16;
+    pub(crate) const STATFS: u32 = 17;
+    pub(crate) const RELEASE: u32 = 18;
+    pub(crate) const FSYNC: u32 = 20;
+    pub(crate) const SETXATTR: u32 = 21;
+    pub(crate) const GETXATTR: u32 = 22;
+    pub(crate) const FLUSH: u32 = 25;
+    pub(crate) const INIT: u32 = 26;
+    pub(crate) const OPENDIR: u32 = 27;
+    pub(crate) const READDIR: u32 = 28;
+    pub(crate) const RELEASEDIR: u32 = 29;
+    pub(crate) const FSYNCDIR: u32 = 30;
+    pub(crate) const CREATE: u32 = 35;
+    pub(crate) const INTERRUPT: u32 = 36;
+    pub(crate) const BATCH_FORGET: u32 = 42;
+    pub(crate) const FALLOCATE: u32 = 43;
+    pub(crate) const RENAME2: u32 = 45;
+}
 
 /// The size of the file.
 pub(crate) const BYTES: usize = 1 << 20;
-const HEADER: usize = 40;
+/// Bytes before what a request asks for.
+pub(crate) const HEADER: usize = 40;
 
 /// How the file behaves, and what has happened to it.
 #[derive(Debug, Default)]
@@ -100,45 +122,69 @@ struct Server {
 
 /// Puts a record together.
 #[derive(Default)]
-struct Record(Vec<u8>);
+pub(crate) struct Record(pub(crate) Vec<u8>);
 
 impl Record {
     fn u16(mut self, value: u16) -> Self {
         self.0.extend(value.to_ne_bytes());
         self
     }
-    fn u32(mut self, value: u32) -> Self {
+    pub(crate) fn u32(mut self, value: u32) -> Self {
         self.0.extend(value.to_ne_bytes());
         self
     }
-    fn u64(mut self, value: u64) -> Self {
+    pub(crate) fn u64(mut self, value: u64) -> Self {
         self.0.extend(value.to_ne_bytes());
         self
     }
-    fn zeroes(mut self, count: usize) -> Self {
+    pub(crate) fn zeroes(mut self, count: usize) -> Self {
         self.0.resize(self.0.len() + count, 0);
         self
     }
-    fn attr(self, node: u64) -> Self {
-        let (size, mode) = if node == 1 { (0, 0o040_755) } else { (BYTES as u64, 0o100_644) };
+    /// What there is to know of a file.
+    pub(crate) fn attr(self, node: u64, size: u64, mode: u32, links: u32) -> Self {
         // Number, size, blocks, three times and their nanoseconds; mode, links, owner.
         self.u64(node)
             .u64(size)
             .u64(size / 512)
             .zeroes(36)
             .u32(mode)
-            .u32(1)
+            .u32(links)
             .zeroes(12)
             .u32(4096)
             .u32(0)
     }
+    /// Version 7.31, and bytes that a write has at most.
+    pub(crate) fn init(self, transfer: u32) -> Self {
+        self.u32(7)
+            .u32(31)
+            .u32(0)
+            .u32(1 << 22)
+            .u16(16)
+            .u16(12)
+            .u32(transfer)
+            .u32(1)
+            .u16(256)
+            .u16(0)
+            .zeroes(32)
+    }
+    /// A file that was opened, past the page cache.
+    pub(crate) fn opened(self) -> Self {
+        self.u64(0).u32(1).u32(0)
+    }
 }
 
-fn word(bytes: &[u8], at: usize) -> usize {
+/// The same for the files that are here.
+fn attr(record: Record, node: u64) -> Record {
+    let (size, mode) = if node == 1 { (0, 0o040_755) } else { (BYTES as u64, 0o100_644) };
+    record.attr(node, size, mode, 1)
+}
+
+pub(crate) fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
 
-fn long(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
@@ -186,26 +232,13 @@ impl Server {
         }
         Some(Ok(match opcode {
             FORGET | BATCH_FORGET | INTERRUPT => return None,
-            // Version 7.31, writes of up to 1 MiB.
-            INIT => record
-                .u32(7)
-                .u32(31)
-                .u32(0)
-                .u32(1 << 22)
-                .u16(16)
-                .u16(12)
-                .u32(1 << 20)
-                .u32(1)
-                .u16(256)
-                .u16(0)
-                .zeroes(32),
+            INIT => record.init(1 << 20),
             LOOKUP if body.starts_with(b"disk.raw\0") => {
-                record.u64(2).u64(0).u64(60).u64(60).u64(0).attr(2)
+                attr(record.u64(2).u64(0).u64(60).u64(60).u64(0), 2)
             }
             LOOKUP => return Some(Err(libc::ENOENT)),
-            GETATTR | SETATTR => record.u64(60).u64(0).attr(node),
-            // Past the page cache.
-            OPEN => record.u64(0).u32(1).u32(0),
+            GETATTR | SETATTR => attr(record.u64(60).u64(0), node),
+            OPEN => record.opened(),
             READ => {
                 let at = usize::try_from(long(body, 8)).unwrap().min(BYTES);
                 let len = bounded(word(body, 16).min(BYTES - at));
@@ -232,7 +265,8 @@ impl Server {
     }
 }
 
-fn answer(mut device: &File, unique: u64, result: Result<Record, i32>) {
+/// Answers a request.
+pub(crate) fn answer(mut device: &File, unique: u64, result: Result<Record, i32>) {
     let (errno, body) = match result {
         Ok(record) => (0, record.0),
         Err(errno) => (errno, Vec::new()),

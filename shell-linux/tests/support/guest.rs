@@ -15,6 +15,9 @@ pub(crate) const USER: u64 = 0x7f00_0000_0000;
 /// Entries of the ring, unless a test chooses.
 pub(crate) const RING: u32 = 8;
 
+/// `VIRTIO_BLK_T_IN`.
+const READ: u32 = 0;
+
 const DESC: u64 = 0;
 /// Where the available ring is.
 pub(crate) const AVAIL: u64 = 0x4000;
@@ -79,18 +82,19 @@ impl Guest {
 
     /// Puts the read of the first sector into the ring.
     pub(crate) fn read(&mut self) {
-        self.ask(0, 0, 512);
+        self.ask(READ, 0, 512);
     }
 
-    /// Puts a request into the ring: its type, its sector and the bytes of its data.
+    /// Puts a request into the ring: its type, its sector and the bytes of its data, if it has any.
     pub(crate) fn ask(&mut self, kind: u32, sector: u64, len: u32) {
         let put = |at, bytes: &[u8]| self.memory.write_all_at(bytes, at).unwrap();
         let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
             let ends = [flags.to_le_bytes(), next.to_le_bytes()].concat();
             [&at.to_le_bytes()[..], &len.to_le_bytes(), &ends].concat()
         };
-        put(DESC, &descriptor(HEADER, 16, 1, 1));
-        let flags = if kind == 0 { 3 } else { 1 };
+        let second = if len > 0 { 1 } else { 2 };
+        put(DESC, &descriptor(HEADER, 16, 1, second));
+        let flags = if kind == READ { 3 } else { 1 };
         put(DESC + 16, &descriptor(DATA, len, flags, 2));
         put(DESC + 32, &descriptor(STATUS, 1, 2, 0));
         put(HEADER, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
@@ -104,9 +108,7 @@ impl Guest {
 
     /// Requests that were given back.
     pub(crate) fn used(&self) -> u16 {
-        let mut index = [0; 2];
-        self.memory.read_exact_at(&mut index, USED + 2).unwrap();
-        u16::from_le_bytes(index)
+        used(&self.memory)
     }
 
     /// Notifications since this was last asked.
@@ -124,4 +126,11 @@ impl Guest {
         self.memory.read_exact_at(&mut status, STATUS).unwrap();
         status[0]
     }
+}
+
+/// Requests that were given back to the guest with this memory.
+pub(crate) fn used(memory: &File) -> u16 {
+    let mut index = [0; 2];
+    memory.read_exact_at(&mut index, USED + 2).unwrap();
+    u16::from_le_bytes(index)
 }
