@@ -69,9 +69,16 @@ pub const SLICE_BYTES: u64 = 128 << 10;
 /// another costs several times its copy.
 pub const CLEARED_BYTES: u64 = SLICE_BYTES / 4;
 
-/// Bytes that devices of one shard have under way together while several have work: each its share,
-/// and one slice at least.
+/// What devices of one shard have under way together while several have work, in bytes and
+/// [`OP_COST`]s: each its share, and one slice at least.
 pub const FLIGHT_BYTES: u64 = 4 * SLICE_BYTES;
+
+/// The same for a device that is alone with its work, among others that have none.
+pub const FLIGHT_ALONE_BYTES: u64 = 64 * SLICE_BYTES;
+
+/// Turns after which a device whose neighbours ask for nothing counts as alone in the store: a
+/// driver that thinks between two requests is not gone.
+pub const LINGER_TURNS: u32 = 1 << 15;
 
 /// Empty visits after which a polled queue is armed and only sampled.
 pub const EMPTY_VISITS_MAX: u16 = 1024;

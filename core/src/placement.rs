@@ -1,7 +1,7 @@
 //! From an object to the OSD that serves it: the placement groups of a cluster.
 
-use crate::image::Geometry;
-use crate::limits::POOLS_MAX;
+use crate::image::{Cut, Geometry};
+use crate::limits::{PART_BYTES_MAX, POOLS_MAX};
 
 /// A cluster that the daemon is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,8 +53,9 @@ impl PoolConfig {
 
     /// How images of this pool are cut.
     #[must_use]
-    pub const fn geometry(&self) -> Geometry {
-        Geometry::Objects(self.object_bytes())
+    pub const fn cut(&self) -> Cut {
+        let geometry = Geometry::Objects(self.object_bytes());
+        Cut { geometry, moved: PART_BYTES_MAX, cleared: u64::MAX }
     }
 
     /// The placement group of the object that holds this byte.

@@ -5,7 +5,7 @@
 
 use sluice_core::blk::BlkFeatures;
 use sluice_core::blk::request::RangeWire;
-use sluice_core::device::{ControlReply, DeviceConfig, DeviceId};
+use sluice_core::device::{ControlEvent, ControlReply, DeviceConfig, DeviceId};
 use sluice_core::image::{Backing, ImageConfig, ImageId};
 use sluice_core::limits::{OP_COST, SLICE_BYTES, TURN_COST, TURN_SHARE_MIN};
 use sluice_core::memory::{Region, RegionId};
@@ -86,6 +86,8 @@ pub struct Turn {
     pub ops: Vec<Op>,
     /// Requests that came back.
     pub ended: Vec<u32>,
+    /// Answers to control messages.
+    pub replies: Vec<(usize, ControlReply)>,
 }
 
 impl Turn {
@@ -107,6 +109,8 @@ pub struct Crowd<'a> {
     pending: Vec<Op>,
     /// Whose guests ask for nothing more.
     quiet: Vec<bool>,
+    /// Answers since the last turn.
+    replies: Vec<(usize, ControlReply)>,
 }
 
 impl<'a> Crowd<'a> {
@@ -125,7 +129,17 @@ impl<'a> Crowd<'a> {
             drivers.push(bring_up(&mut shard, mem, device, RegionId(number), member));
         }
         let quiet = vec![false; members.len()];
-        Self { mem, shard, members: members.to_vec(), drivers, pending: Vec::new(), quiet }
+        let (members, pending, replies) = (members.to_vec(), Vec::new(), Vec::new());
+        Self { mem, shard, members, drivers, pending, quiet, replies }
+    }
+
+    /// A device's front end says something; the answer comes with a turn.
+    ///
+    /// # Panics
+    /// Never: it is no cluster update.
+    pub fn say(&mut self, member: u32, event: ControlEvent) {
+        let input = Input::Control(DeviceId(member), event);
+        self.shard.handle(Instant(0), self.mem, input).expect("no cluster update");
     }
 
     /// A device's guest asks for nothing more, or goes on.
@@ -185,7 +199,8 @@ impl<'a> Crowd<'a> {
         self.shard.publish(self.mem);
         while self.shard.poll_notify().is_some() {}
         self.take_effects();
-        Turn { work, ops, ended: self.reap() }
+        let replies = core::mem::take(&mut self.replies);
+        Turn { work, ops, ended: self.reap(), replies }
     }
 
     fn end(&mut self, op: &Op) {
@@ -209,9 +224,13 @@ impl<'a> Crowd<'a> {
 
     fn take_effects(&mut self) {
         while let Some(effect) = self.shard.poll_effect() {
-            if let Effect::Capture(image) = effect {
-                let granted = Input::Capture(image, Granted::Yes);
-                self.shard.handle(Instant(0), self.mem, granted).expect("no cluster update");
+            match effect {
+                Effect::Capture(image) => {
+                    let granted = Input::Capture(image, Granted::Yes);
+                    self.shard.handle(Instant(0), self.mem, granted).expect("no cluster update");
+                }
+                Effect::Reply(device, reply) => self.replies.push((device.0 as usize, reply)),
+                _ => {}
             }
         }
     }

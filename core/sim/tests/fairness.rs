@@ -1,8 +1,9 @@
 //! What a device that asks for more than its share costs the others: counted in turns and bytes.
 
+use sluice_core::device::{ControlEvent, ControlReply};
 use sluice_core::limits::{
-    CLEARED_BYTES, FLIGHT_BYTES, OP_COST, PART_BYTES_MAX, QUEUE_BATCH, SLICE_BYTES, TURN_CHAINS,
-    TURN_COST,
+    CLEARED_BYTES, FLIGHT_ALONE_BYTES, FLIGHT_BYTES, LINGER_TURNS, OP_COST, PART_BYTES_MAX,
+    QUEUE_BATCH, SLICE_BYTES, TURN_CHAINS, TURN_COST,
 };
 use sluice_core::op::OpKind;
 use sluice_core::shard::Idle;
@@ -182,7 +183,7 @@ fn no_device_holds_all_places_while_there_is_another() {
 fn floods_that_want_all_places_have_equally_many() {
     let stuck = Member { queues: 8, in_turn: false, answers: false, ..FLOOD };
     let members = [stuck, Member { queues: 2, ..stuck }, Member::LIGHT];
-    let (mut arena, mem) = (arena(&members, 60), memory(&members));
+    let (mut arena, mem) = (arena(&members, 24), memory(&members));
     let mut crowd = Crowd::new(&mut arena, &mem, &members);
     crowd.set_quiet(2, true);
     let mut sent = [0, 0];
@@ -192,7 +193,7 @@ fn floods_that_want_all_places_have_equally_many() {
             *sent += turn.ops_of(member).count();
         }
     }
-    assert_eq!(sent, [20, 20], "and as many are left for who comes next");
+    assert_eq!(sent, [8, 8], "and as many are left for who comes next");
     crowd.set_quiet(2, false);
     let later: Vec<_> = (0..40).map(|_| crowd.turn(2)).collect();
     assert!(ended(&later, 2) > 10);
@@ -222,6 +223,34 @@ fn a_device_that_shares_its_shard_has_few_bytes_under_way() {
     let sent: u64 = turns.iter().flat_map(|turn| turn.ops_of(0)).map(|op| op.len).sum();
     assert!(sent <= FLIGHT_BYTES / 2 + SLICE_BYTES, "{sent} bytes");
     assert!(ended(&turns, 1) > 20);
+}
+
+//= spec/fairness.md#FAIR-6
+#[test]
+fn a_device_whose_neighbour_thinks_does_not_fill_the_store() {
+    let stuck = Member {
+        kind: Kind::Write,
+        bytes: MIB,
+        queues: 8,
+        in_turn: false,
+        answers: false,
+        ..FLOOD
+    };
+    let two = [stuck, Member::LIGHT];
+    let (mut arena, mem) = (arena(&two, REQUESTS), memory(&two));
+    let mut crowd = Crowd::new(&mut arena, &mem, &two);
+    let sent = |turn: &Turn| turn.ops_of(0).map(|op| op.len).sum::<u64>();
+    crowd.set_quiet(0, true);
+    (0..20).for_each(|_| drop(crowd.turn(0)));
+    crowd.set_quiet(0, false);
+    (0..20).for_each(|_| drop(crowd.turn(0)));
+    crowd.set_quiet(1, true);
+    // Its queue is armed long before the others count as alone.
+    let more: u64 = (0..LINGER_TURNS / 2).map(|_| sent(&crowd.turn(0))).sum();
+    assert_eq!(more, 0, "bytes beside one who thinks");
+    let alone: u64 = (0..LINGER_TURNS).map(|_| sent(&crowd.turn(0))).sum();
+    let most = FLIGHT_ALONE_BYTES + u64::from(OP_COST) + PART_BYTES_MAX;
+    assert!(alone > FLIGHT_ALONE_BYTES / 2 && alone < most, "{alone} bytes, and others may come");
 }
 
 //= spec/fairness.md#FAIR-7
@@ -265,5 +294,26 @@ fn a_shard_does_not_sleep_on_what_waits_for_its_next_turn() {
 fn i22_nobody_waits_longer_than_is_allowed_for() {
     for seed in 0..300 {
         crowd::run(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
+}
+
+//= spec/fairness.md#FAIR-10
+#[test]
+fn control_messages_do_not_wait_behind_a_flood() {
+    for flood in floods() {
+        let members = [flood, Member::LIGHT];
+        let (mut arena, mem) = (arena(&members, REQUESTS), memory(&members));
+        let mut crowd = Crowd::new(&mut arena, &mem, &members);
+        (0..9).for_each(|_| drop(crowd.turn(0)));
+        let mut answered = |event, turns: usize| {
+            crowd.say(1, event);
+            let replies: Vec<_> = (0..turns).flat_map(|_| crowd.turn(0).replies).collect();
+            assert_eq!(replies.len(), 1, "beside {flood:?}: {replies:?}");
+            assert!(replies[0].0 == 1 && !matches!(replies[0].1, ControlReply::Deferred));
+        };
+        answered(ControlEvent::GetFeatures, 1);
+        // What its ring has under way has its turns first.
+        answered(ControlEvent::GetVringBase { index: 0 }, turns_max(members.len()));
+        answered(ControlEvent::GetFeatures, 1);
     }
 }

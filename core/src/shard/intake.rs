@@ -258,7 +258,10 @@ impl Shard<'_> {
     ///
     /// The driver's lines are asked for a stage ahead of their use: heads, then the first
     /// descriptors, then the headers that these point to.
+    ///
+    /// A function of its own, once a batch: inlined, its registers are spilt for each chain.
     //= spec/limits.md#LIM-1
+    #[inline(never)]
     pub(super) fn visit(
         &mut self,
         mem: &impl SharedMemory,

@@ -6,10 +6,10 @@
 
 use super::intake::{Budget, Work};
 use super::{Shard, TURN};
-use crate::image::{Backing, Cut, Geometry, ImageConfig};
+use crate::image::{Backing, Cut, Geometry};
 use crate::limits::{
-    CHAINS_SHARE_MIN, CLEARED_BYTES, FLIGHT_BYTES, OP_COST, PART_BYTES_MAX, PARTS_RESERVED,
-    QUEUE_BATCH, SLICE_BYTES, TURN_SHARE_MIN,
+    CHAINS_SHARE_MIN, CLEARED_BYTES, FLIGHT_ALONE_BYTES, FLIGHT_BYTES, LINGER_TURNS, OP_COST,
+    PART_BYTES_MAX, PARTS_RESERVED, QUEUE_BATCH, SLICE_BYTES, TURN_SHARE_MIN,
 };
 use crate::memory::SharedMemory;
 use crate::op::OpKind;
@@ -54,26 +54,42 @@ impl Share {
         in_armed: false,
         in_turn: false,
     };
+
+    /// An operation is handed out that weighs so much.
+    #[inline]
+    pub(super) const fn charge(&mut self, weight: u64, cost: i64) {
+        self.credit -= cost;
+        self.parts += 1;
+        self.weight += weight;
+    }
+
+    /// An operation has ended that weighed so much.
+    #[inline]
+    pub(super) const fn discharge(&mut self, weight: u64) {
+        self.parts -= 1;
+        self.weight -= weight;
+    }
 }
 
 /// What the devices that have this turn may do in it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allowance {
     number: u32,
-    /// Devices with work.
-    devices: u32,
+    /// Turns in a row in which no more than one device had work.
+    alone: u32,
     /// Chains that each may take, and what its operations may cost.
     chains: u32,
     cost: i64,
-    /// Bytes that each may have under way in the store.
+    /// What each may have under way in the store, and what one operation moves there, in bytes.
     window: u64,
+    moved: u64,
     /// Bits of how many places a device has that count: none where it is the only one.
     shared: u32,
 }
 
 impl Allowance {
     pub(super) const NONE: Self =
-        Self { number: 0, devices: 0, chains: 0, cost: 0, window: 0, shared: 0 };
+        Self { number: 0, alone: u32::MAX, chains: 0, cost: 0, window: 0, moved: 0, shared: 0 };
 
     /// The next turn, of so many devices with work. One that is alone has all of it; several have
     /// a quarter of it together, because each waits for the others.
@@ -84,50 +100,66 @@ impl Allowance {
             0 | 1 => whole,
             _ => (whole / among).max(least.min(whole)),
         };
+        let alone = if devices > 1 { 0 } else { self.alone.saturating_add(1) };
+        let (window, moved) = Self::under_way(devices, only, alone);
         Self {
             number: self.number.wrapping_add(1),
-            devices,
+            alone,
             chains: share(budget.chains, CHAINS_SHARE_MIN),
             cost: share(budget.cost, TURN_SHARE_MIN).into(),
-            window: match devices {
-                0 | 1 => u64::MAX,
-                _ => (FLIGHT_BYTES / u64::from(devices)).max(SLICE_BYTES),
-            },
+            window,
+            moved,
             shared: if only || planted(Fault::SlotsForOne) { 0 } else { u32::MAX },
         }
     }
-}
 
-/// What an operation costs the turn that hands it out, in bytes.
-//= spec/fairness.md#FAIR-3
-#[inline]
-pub(super) fn cost(kind: OpKind, len: u64, in_turn: bool) -> i64 {
-    let moved = match kind {
-        _ if !in_turn => 0,
-        OpKind::Read | OpKind::Write => len.cast_signed(),
-        OpKind::Sync | OpKind::Discard | OpKind::WriteZeroes { .. } => SLICE_BYTES.cast_signed(),
-    };
-    i64::from(OP_COST) + moved
-}
-
-/// What an operation weighs while it is under way.
-#[inline]
-const fn weight(kind: OpKind, len: u64) -> u64 {
-    match kind {
-        OpKind::Read | OpKind::Write => len,
-        OpKind::Sync | OpKind::Discard | OpKind::WriteZeroes { .. } => SLICE_BYTES,
+    /// What each of so many devices may have under way, and move with one operation. Who thinks
+    /// between two requests must not find the store full of others' bytes.
+    //= spec/fairness.md#FAIR-6
+    const fn under_way(devices: u32, only: bool, alone: u32) -> (u64, u64) {
+        if only {
+            return (u64::MAX, PART_BYTES_MAX);
+        }
+        if alone >= LINGER_TURNS {
+            return (FLIGHT_ALONE_BYTES, PART_BYTES_MAX);
+        }
+        let among = if devices < 2 { 2 } else { devices as u64 };
+        let part = FLIGHT_BYTES / among;
+        (if part < SLICE_BYTES { SLICE_BYTES } else { part }, SLICE_BYTES)
     }
 }
 
+/// What an operation weighs while it is under way, in bytes.
+#[inline]
+pub(super) const fn weight(kind: OpKind, len: u64) -> u64 {
+    OP_COST as u64
+        + match kind {
+            OpKind::Read | OpKind::Write => len,
+            OpKind::Sync | OpKind::Discard | OpKind::WriteZeroes { .. } => SLICE_BYTES,
+        }
+}
+
+/// What an operation of this weight costs the turn that hands it out, in bytes.
+//= spec/fairness.md#FAIR-3
+#[inline]
+pub(super) const fn cost(weight: u64, in_turn: bool) -> i64 {
+    if in_turn { weight.cast_signed() } else { OP_COST as i64 }
+}
+
 impl Allowance {
-    /// How the parts of an image's requests are cut in this turn.
+    /// Places for parts that are kept from a device.
+    #[inline]
+    const fn kept(&self, share: &Share) -> u32 {
+        PARTS_RESERVED + (share.parts & self.shared)
+    }
+
+    /// How the parts of an image of the store are cut in this turn.
     //= spec/fairness.md#FAIR-4
     #[inline]
-    pub(super) fn cut(&self, geometry: Geometry, image: &ImageConfig) -> Cut {
-        let shared = self.devices > 1 && geometry == Geometry::Flat;
-        let moved = if image.in_turn || shared { SLICE_BYTES } else { PART_BYTES_MAX };
-        let cleared = if image.in_turn { CLEARED_BYTES } else { u64::MAX };
-        Cut { geometry, moved, cleared }
+    pub(super) const fn cut(&self, in_turn: bool) -> Cut {
+        let (moved, cleared) =
+            if in_turn { (SLICE_BYTES, CLEARED_BYTES) } else { (self.moved, u64::MAX) };
+        Cut { geometry: Geometry::Flat, moved, cleared }
     }
 }
 
@@ -254,7 +286,7 @@ impl Shard<'_> {
     #[inline]
     pub(super) fn has_places(&self, index: u32) -> bool {
         let share = &self.devices[index].share;
-        self.parts.available() > PARTS_RESERVED + (share.parts & self.turn.shared)
+        self.parts.available() > self.turn.kept(share)
             && (share.weight < self.turn.window || !self.is_local(index))
     }
 
@@ -268,23 +300,38 @@ impl Shard<'_> {
     #[inline]
     pub(super) fn next_cut(&mut self) -> Option<u32> {
         while let Some(index) = self.serving.first() {
-            if self.may_send(index) {
-                let cut = &mut self.devices[index].share.cut;
-                if let Some(slot) = cut.pop(&mut self.requests) {
-                    return Some(slot);
-                }
+            let share = &mut self.devices[index].share;
+            let light = share.weight < self.turn.window;
+            let placed = self.parts.available() > self.turn.kept(share);
+            if share.credit > 0
+                && placed
+                && light
+                && let Some(slot) = share.cut.pop(&mut self.requests)
+            {
+                return Some(slot);
             }
-            self.serve_next(index);
+            let slot = self.serve_next(index);
+            if slot.is_some() {
+                return slot;
+            }
         }
         None
     }
 
-    /// Nothing more of a device is handed out now.
-    fn serve_next(&mut self, index: u32) {
+    /// Nothing of the first device may be handed out, or it has enough under way.
+    #[cold]
+    fn serve_next(&mut self, index: u32) -> Option<u32> {
+        if self.may_send(index) {
+            let slot = self.devices[index].share.cut.pop(&mut self.requests);
+            if slot.is_some() {
+                return slot;
+            }
+        }
         self.serving.pop(&mut self.devices);
         let share = &mut self.devices[index].share;
         share.in_turn = false;
         share.spent |= !share.cut.is_empty() && share.credit <= 0;
+        None
     }
 
     /// Lists a request whose next part is to be cut.
@@ -303,23 +350,6 @@ impl Shard<'_> {
         while let Some(slot) = list.pop(&mut self.requests) {
             self.list_cut(slot);
         }
-    }
-
-    /// An operation of a device is handed out.
-    #[inline]
-    pub(super) fn charge(&mut self, index: u32, kind: OpKind, len: u64, cost: i64) {
-        let share = &mut self.devices[index].share;
-        share.credit -= cost;
-        share.parts += 1;
-        share.weight += weight(kind, len);
-    }
-
-    /// An operation of a device has ended.
-    #[inline]
-    pub(super) fn discharge(&mut self, index: u32, kind: OpKind, len: u64) {
-        let share = &mut self.devices[index].share;
-        share.parts -= 1;
-        share.weight -= weight(kind, len);
     }
 
     /// A queue of a device is to be visited: the device has turns.

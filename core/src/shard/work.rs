@@ -1,11 +1,11 @@
 //! From requests to operations, and from replies to used rings.
 
 use super::intake::sync_holders;
-use super::share::cost;
+use super::share::{cost, weight};
 use super::{PUBLISH, Shard, dirty};
 use crate::blk::Status;
 use crate::device::{Phase, QueueId};
-use crate::image::{Backing, Geometry, ImageId};
+use crate::image::{Backing, ImageId};
 use crate::memory::SharedMemory;
 use crate::op::{Op, OpId, OpKind, Reply, Target};
 use crate::placement::{PgMap, PgNum, PoolConfig};
@@ -63,12 +63,11 @@ impl Shard<'_> {
             return;
         };
         let mut outcome = part.outcome(reply);
-        let device = self.requests[part.request].device;
-        self.discharge(device, part.kind, part.len);
         if part.kind == OpKind::Sync {
             outcome = self.synced(ImageId(self.requests[part.request].image), outcome);
         }
         let request = &mut self.requests[part.request];
+        self.devices[request.device].share.discharge(weight(part.kind, part.len));
         request.join(outcome);
         if request.is_done() {
             if !request.listed {
@@ -105,15 +104,14 @@ impl Shard<'_> {
         let image = ImageId(request.image);
         let config = &self.images[image.0].config;
         let backing = &config.backing;
-        let geometry = match *backing {
-            Backing::Store => Some(Geometry::Flat),
-            Backing::Cluster { pool, .. } => self.map.pool(pool).map(PoolConfig::geometry),
+        let cut = match *backing {
+            Backing::Store => Some(self.turn.cut(config.in_turn)),
+            Backing::Cluster { pool, .. } => self.map.pool(pool).map(PoolConfig::cut),
         };
-        let Some(geometry) = geometry else {
+        let Some(cut) = cut else {
             self.unplaced.push(&mut self.requests, slot);
             return None;
         };
-        let cut = self.turn.cut(geometry, config);
         let Some(slice) = request.peek_slice(cut, || &self.ranges[slot as usize]) else {
             request.listed = false;
             if request.is_done() {
@@ -144,15 +142,15 @@ impl Shard<'_> {
             }
         };
         let part = Part { request: slot, skip: slice.skip, len: slice.len, kind: slice.kind };
-        let cost = cost(slice.kind, slice.len, config.in_turn);
+        let weight = weight(slice.kind, slice.len);
+        let cost = cost(weight, config.in_turn);
         let id = self.parts.insert(part)?;
         request.advance(&slice);
         request.listed = request.wants_cut();
-        let (device, listed) = (request.device, request.listed);
-        if listed {
+        self.devices[request.device].share.charge(weight, cost);
+        if request.listed {
             self.list_cut(slot);
         }
-        self.charge(device, slice.kind, slice.len, cost);
         self.counters.ops += 1;
         Some(Op {
             id,

@@ -59,6 +59,8 @@ pub struct ShardOptions {
 
 /// Armed queues looked at in one polling turn.
 const SAMPLES_PER_TURN: u32 = 2;
+/// Ends of operations that are taken in from one store in one turn.
+const REPLIES_PER_TURN: u32 = 64;
 /// How long a capture that was refused is left alone, and how long if it may end by itself.
 const CAPTURE_RETRY: Duration = Duration::from_millis(100);
 const CAPTURE_RETRY_SOON: Duration = Duration::from_millis(2);
@@ -236,7 +238,7 @@ impl Loop<'_> {
         worked
     }
 
-    /// What stores have ended since.
+    /// What stores have ended since, as much as belongs into one turn.
     #[inline]
     fn replies(&mut self) -> bool {
         let mut any = false;
@@ -244,7 +246,8 @@ impl Loop<'_> {
             return any;
         }
         for served in self.served.iter_mut().filter(|served| served.begun > 0) {
-            while let Some(reply) = served.store.reap() {
+            for _ in 0..REPLIES_PER_TURN {
+                let Some(reply) = served.store.reap() else { break };
                 served.begun -= 1;
                 self.begun -= 1;
                 self.shard.handle_reply(&reply);
