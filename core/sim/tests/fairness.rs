@@ -183,7 +183,7 @@ fn no_device_holds_all_places_while_there_is_another() {
 fn floods_that_want_all_places_have_equally_many() {
     let stuck = Member { queues: 8, in_turn: false, answers: false, ..FLOOD };
     let members = [stuck, Member { queues: 2, ..stuck }, Member::LIGHT];
-    let (mut arena, mem) = (arena(&members, 24), memory(&members));
+    let (mut arena, mem) = (arena(&members, 60), memory(&members));
     let mut crowd = Crowd::new(&mut arena, &mem, &members);
     crowd.set_quiet(2, true);
     let mut sent = [0, 0];
@@ -193,7 +193,8 @@ fn floods_that_want_all_places_have_equally_many() {
             *sent += turn.ops_of(member).count();
         }
     }
-    assert_eq!(sent, [8, 8], "and as many are left for who comes next");
+    assert!(sent[0] > 0 && sent[0] == sent[1], "{sent:?}");
+    assert_eq!(crowd.shard.live(), 40, "as many as each has are left for who comes next");
     crowd.set_quiet(2, false);
     let later: Vec<_> = (0..40).map(|_| crowd.turn(2)).collect();
     assert!(ended(&later, 2) > 10);

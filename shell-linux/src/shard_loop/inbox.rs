@@ -17,6 +17,7 @@ use crate::store::Resized;
 impl Loop<'_> {
     /// Takes in what the control thread has sent; `true` when it wants an end.
     #[inline]
+    //= spec/fairness.md#FAIR-10
     pub(super) fn messages(&mut self) -> bool {
         let mut shutdown = false;
         if !self.end.bell.has_rung() {
