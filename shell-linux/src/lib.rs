@@ -2,12 +2,14 @@
 
 pub mod control;
 pub mod cpu;
+pub mod foreign;
 pub mod frontend;
 pub mod image;
 pub mod log;
 pub mod mailbox;
 pub mod mapping;
 pub mod notify;
+pub mod open_files;
 pub mod output;
 pub mod parking;
 pub mod shard_loop;

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use rustix::event::{EventfdFlags, eventfd};
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId};
 
+use crate::foreign::Descriptor;
 use crate::mapping::Mapping;
 
 /// What the control thread sends to a shard.
@@ -26,7 +27,7 @@ pub enum Message {
         /// The memory that came with it.
         mappings: Vec<Mapping>,
         /// The kick, call or error descriptor that came with it.
-        fd: Option<OwnedFd>,
+        fd: Option<Descriptor>,
         /// Where the answer goes.
         answer: Sender<ControlReply>,
     },
@@ -164,7 +165,7 @@ impl ControlEnd {
         device: DeviceId,
         event: ControlEvent,
         mappings: Vec<Mapping>,
-        fd: Option<OwnedFd>,
+        fd: Option<Descriptor>,
     ) -> Option<ControlReply> {
         let (answer, answered) = channel();
         self.send(Message::Control { device, event, mappings, fd, answer });

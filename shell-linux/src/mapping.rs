@@ -4,49 +4,113 @@
 //! formed: values are copied with volatile accesses, indices are atomics, payload is handed to
 //! the kernel as ranges.
 
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use anyhow::{Context, ensure};
-use rustix::fs::FileType;
+use anyhow::Context;
 use rustix::mm::Advice;
 use sluice_core::memory::{OutOfRegion, RegionId, Segment, SharedMemory};
 use vm_memory::{FileOffset, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::foreign::kinds::{Use, check_memory};
+use crate::foreign::reaper::{self, Grave};
+use crate::foreign::{Account, Taken};
 use crate::sigbus::Guarded;
 
 /// The largest page of any Linux: its multiples are whole pages everywhere.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// One mapped piece of a front end's memory; unmapped when dropped.
+/// Bytes that are unmapped at a time. Whoever maps something waits for one of them.
+const SLICE_BYTES: usize = 16 << 20;
+
+/// One mapped piece of memory. That of a front end is unmapped by another thread when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Mapping {
+    body: ManuallyDrop<Body>,
+    grave: Option<Arc<Grave>>,
+}
+
+/// What has to be unmapped.
+#[derive(Debug)]
+pub(crate) struct Body {
     // Dropped first: an address that is unmapped is not guarded any more.
     guard: Option<Guarded>,
     region: MmapRegion,
+    /// What its owner has of it.
+    _taken: Option<Box<(Taken, Taken)>>,
 }
 
-impl Mapping {
-    /// Maps `size` bytes of `fd` from `offset` on, after checking that they are there.
-    ///
-    /// # Errors
-    /// When `fd` is not a regular file (a memfd is one), is shorter than `offset + size`, or
-    /// cannot be mapped for reading and writing.
-    //= spec/lifecycle.md#LIF-8
-    pub fn new(fd: OwnedFd, offset: u64, size: u64) -> anyhow::Result<Self> {
-        let stat = rustix::fs::fstat(&fd).context("memory descriptor")?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        ensure!(kind == FileType::RegularFile, "memory descriptor is no file but {kind:?}");
-        let end = offset.checked_add(size).context("memory region wraps")?;
-        let length = u64::try_from(stat.st_size).unwrap_or(0);
-        ensure!(end <= length, "memory file has {length} bytes, the region ends at {end}");
-        let size = usize::try_from(size).context("memory region is too large")?;
+impl Body {
+    /// Maps a file that has been checked.
+    fn new(
+        fd: OwnedFd,
+        offset: u64,
+        size: u64,
+        taken: Option<Box<(Taken, Taken)>>,
+    ) -> anyhow::Result<Self> {
+        let size = usize::try_from(size).context("a memory region is too large")?;
         let file = FileOffset::new(File::from(fd), offset);
         let region = MmapRegion::from_file(file, size).context("mapping guest memory")?;
         let guard = Guarded::new(region.as_ptr().addr(), size).context("too many mappings")?;
-        Ok(Self { guard: Some(guard), region })
+        Ok(Self { guard: Some(guard), region, _taken: taken })
+    }
+
+    /// Bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.region.size()
+    }
+
+    /// Unmaps it piece by piece, so that those who map something or touch it for the first time
+    /// come in between.
+    //= spec/outsiders.md#OUT-3
+    pub(crate) fn unmap(self) {
+        for offset in (0..self.size()).step_by(SLICE_BYTES) {
+            let len = SLICE_BYTES.min(self.size() - offset);
+            // SAFETY: the range lies inside the mapping, which nobody uses any more. Pages that
+            // cannot be dropped here are dropped below.
+            let _ = unsafe {
+                let start = self.region.as_ptr().add(offset);
+                rustix::mm::madvise(start.cast(), len, Advice::LinuxDontNeed)
+            };
+        }
+    }
+}
+
+impl Mapping {
+    /// Maps `size` bytes of a file of our own from `offset` on.
+    ///
+    /// # Errors
+    /// When it cannot be mapped for reading and writing.
+    pub fn new(fd: OwnedFd, offset: u64, size: u64) -> anyhow::Result<Self> {
+        let body = Body::new(fd, offset, size, None)?;
+        Ok(Self { body: ManuallyDrop::new(body), grave: None })
+    }
+
+    /// Maps `size` bytes of a front end's memory from `offset` on, after checking what it is and
+    /// that it is there.
+    ///
+    /// # Errors
+    /// When `fd` is no memory or too short, when its front end has too much already, or when it
+    /// cannot be mapped for reading and writing.
+    //= spec/lifecycle.md#LIF-8
+    //= spec/outsiders.md#OUT-5
+    pub fn of_front_end(
+        fd: OwnedFd,
+        (offset, size): (u64, u64),
+        used: Use,
+        account: &Account,
+    ) -> anyhow::Result<Self> {
+        check_memory(&fd, (offset, size), used, account.any_file())?;
+        let taken = Box::new((account.map(size)?, account.open(1)?));
+        let body = Body::new(fd, offset, size, Some(taken))?;
+        // Whoever drops it cannot wait until that thread has been started.
+        let _ = reaper::reaper();
+        Ok(Self { body: ManuallyDrop::new(body), grave: Some(Arc::clone(account.grave())) })
     }
 
     /// Maps `size` bytes of fresh zeroes that belong to nobody else.
@@ -56,13 +120,14 @@ impl Mapping {
     pub fn anonymous(size: u64) -> anyhow::Result<Self> {
         let size = usize::try_from(size).context("memory region is too large")?;
         let region = MmapRegion::new(size).with_context(|| format!("mapping {size} bytes"))?;
-        Ok(Self { guard: None, region })
+        let body = Body { guard: None, region, _taken: None };
+        Ok(Self { body: ManuallyDrop::new(body), grave: None })
     }
 
     /// The file it is a part of, and where in it it begins; `None` for an anonymous one.
     #[must_use]
     pub fn file(&self) -> Option<(u64, &File)> {
-        self.region.file_offset().map(|place| (place.start(), place.file()))
+        self.body.region.file_offset().map(|place| (place.start(), place.file()))
     }
 
     /// A range as the kernel takes it. Good for as long as the mapping lives.
@@ -104,24 +169,34 @@ impl Mapping {
     /// The address of `len` bytes that lie inside.
     #[inline]
     fn find(&self, offset: u64, len: u64) -> Result<*mut u8, OutOfRegion> {
-        if offset.checked_add(len).is_none_or(|end| end > self.region.size() as u64) {
+        if offset.checked_add(len).is_none_or(|end| end > self.body.region.size() as u64) {
             return Err(OutOfRegion);
         }
         let offset = usize::try_from(offset).map_err(|_| OutOfRegion)?;
         // SAFETY: `offset` is at most the length of the mapping.
-        Ok(unsafe { self.region.as_ptr().add(offset) })
+        Ok(unsafe { self.body.region.as_ptr().add(offset) })
     }
 
     /// Whether the front end has taken the memory back.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.guard.as_ref().is_some_and(Guarded::is_lost)
+        self.body.guard.as_ref().is_some_and(Guarded::is_lost)
     }
 
     /// Bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.region.size()
+        self.body.region.size()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and not used any more.
+        let body = unsafe { ManuallyDrop::take(&mut self.body) };
+        if let Some(grave) = &self.grave {
+            reaper::bury(body, grave);
+        }
     }
 }
 
@@ -155,7 +230,7 @@ impl Mappings {
             self.slots.len() - 1
         });
         self.slots[index] = Slot {
-            start: mapping.region.as_ptr(),
+            start: mapping.body.region.as_ptr(),
             len: mapping.size() as u64,
             mapping: Some(mapping),
         };

@@ -11,11 +11,12 @@ use sluice_core::device::ControlEvent;
 use sluice_core::gate::{self, Arm, Decision, GateFault, Header};
 use vhost::vhost_user::BackendReqHandler;
 
-use super::descriptors::{check_channel, check_eventfd, sealed_region};
+use super::descriptors::sealed_region;
 use super::disk::Disk;
 use super::handler::{Handler, Verdict};
 use super::remedy::Refusal;
 use super::{answer, look, sys};
+use crate::foreign::kinds::{check_channel, check_eventfd};
 use crate::parking::{Found, Parked, Step};
 
 const SET_LOG_FD: u32 = 7;
@@ -120,7 +121,7 @@ impl<'e> Connection<'e> {
             this.requests.handle_request()?;
         }
         sys::redirect(&this.requests, &this.stream)?;
-        for Step { event, mappings, fd } in found.replay()? {
+        for Step { event, mappings, fd } in found.replay(&this.disk.account)? {
             this.handler.ask(event, mappings, fd)?;
         }
         Ok(this)
@@ -170,6 +171,9 @@ impl<'e> Connection<'e> {
                     true => Err(End::Gone),
                     false => Ok(Progress::Parked),
                 };
+            }
+            if self.disk.account.is_full() {
+                return Ok(Progress::Parked);
             }
             let facts = look::look(&self.stream).map_err(End::Socket)?;
             match gate::judge(&facts) {

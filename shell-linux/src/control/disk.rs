@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use sluice_core::device::DeviceId;
 
+use crate::foreign::Account;
 use crate::mailbox::ControlEnd;
 use crate::parking::Parked;
 use crate::store::Watch;
@@ -17,6 +18,8 @@ pub(super) struct Disk<'e> {
     pub(super) tracked: bool,
     /// The file whose size is the disk's.
     pub(super) image: Option<Watch>,
+    /// What its front ends have.
+    pub(super) account: Account,
     /// What is parked of its front end.
     pub(super) parked: RefCell<Option<Parked>>,
 }

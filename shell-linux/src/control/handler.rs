@@ -9,9 +9,10 @@ use std::rc::Rc;
 use sluice_core::device::{ControlEvent, ControlReply};
 use vhost::vhost_user::{Error, Result};
 
-use super::descriptors::{check_eventfd, own};
+use super::descriptors::own;
 use super::disk::Disk;
 use super::remedy::{Refusal, remedy};
+use crate::foreign::kinds::{Use, check_eventfd};
 use crate::mapping::Mapping;
 
 /// What became of a message, beside what the dispatcher says.
@@ -113,6 +114,8 @@ impl<'e> Handler<'e> {
             ControlEvent::SetBackendReq => fd.as_ref().and_then(|fd| fd.try_clone().ok()),
             _ => None,
         };
+        let held = fd.map(|fd| self.disk.account.hold(fd)).transpose();
+        let fd = held.map_err(|error| self.refuse(&Refusal::Limit(error)))?;
         match self.disk.end.ask(self.disk.device, event, mappings, fd) {
             Some(ControlReply::Refused(fault)) => {
                 self.refuse(&Refusal::Core(fault));
@@ -137,6 +140,11 @@ impl<'e> Handler<'e> {
                 Err(Error::BackendInternalError)
             }
         }
+    }
+
+    /// Maps what a message has brought.
+    pub(super) fn map(&self, fd: OwnedFd, place: (u64, u64), used: Use) -> anyhow::Result<Mapping> {
+        Mapping::of_front_end(fd, place, used, &self.disk.account)
     }
 
     /// A message that changes something.

@@ -16,7 +16,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use super::descriptors::own;
 use super::handler::Handler;
 use super::remedy::Refusal;
-use crate::mapping::Mapping;
+use crate::foreign::kinds::Use;
 
 const TRACKING: u64 =
     ProtocolFeatures::INFLIGHT_SHMFD.union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT).bits();
@@ -90,7 +90,8 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         let mut regions = RegionList::new();
         let mut mappings = Vec::with_capacity(table.len());
         for (place, (entry, fd)) in table.iter().zip(fds).enumerate() {
-            let mapping = Mapping::new(fd, entry.mmap_offset, entry.memory_size)
+            let mapping = self
+                .map(fd, (entry.mmap_offset, entry.memory_size), Use::Guest)
                 .map_err(|error| self.refuse(&Refusal::Memory(error)))?;
             mappings.push(mapping);
             regions.push(region(place, entry)).map_err(|_| self.close(Error::InvalidMessage))?;
@@ -106,7 +107,8 @@ impl VhostUserBackendReqHandler for Handler<'_> {
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
         let fd = own(file).map_err(|error| Error::SocketError(error.into()))?;
-        let mapping = Mapping::new(fd, entry.mmap_offset, entry.memory_size)
+        let mapping = self
+            .map(fd, (entry.mmap_offset, entry.memory_size), Use::Guest)
             .map_err(|error| self.refuse(&Refusal::Memory(error)))?;
         self.ask(ControlEvent::AddMemRegion(region(0, entry)), vec![mapping], None)?;
         Ok(None)
@@ -203,7 +205,7 @@ impl VhostUserBackendReqHandler for Handler<'_> {
     //= spec/vhost-user.md#VHU-14
     fn set_inflight_fd(&self, area: &VhostUserInflight, file: File) -> Result<()> {
         let fd = own(file).map_err(|error| Error::SocketError(error.into()))?;
-        let mapping = match Mapping::new(fd, area.mmap_offset, area.mmap_size) {
+        let mapping = match self.map(fd, (area.mmap_offset, area.mmap_size), Use::Record) {
             Ok(mapping) => mapping,
             // Who asks for another one has none: the last one is not this front end's any more.
             Err(error) => {
@@ -243,7 +245,8 @@ impl VhostUserBackendReqHandler for Handler<'_> {
     //= spec/migration.md#MIG-1
     fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
         let fd = own(file).map_err(|error| self.close(Error::SocketError(error.into())))?;
-        let mapping = Mapping::new(fd, log.mmap_offset, log.mmap_size)
+        let mapping = self
+            .map(fd, (log.mmap_offset, log.mmap_size), Use::Record)
             .map_err(|error| self.close(self.refuse(&Refusal::Log(error))))?;
         let event = ControlEvent::SetLogBase { region: RegionId(0), bytes: log.mmap_size };
         self.ask(event, vec![mapping], None).map(drop).map_err(|error| self.close(error))

@@ -28,6 +28,7 @@ use sluice_core::device::{ControlReply, DeviceId};
 use self::connection::End;
 use self::disk::Disk;
 use self::front::Front;
+use crate::foreign::{Pools, Quota};
 use crate::mailbox::{Bell, ControlEnd, News};
 use crate::parking::Place;
 use crate::store::Watch;
@@ -73,11 +74,24 @@ pub struct Options {
     /// Whether tracking of requests in flight is offered. Without it a restart under load loses
     /// requests; tests want to see that.
     pub tracked: bool,
+    /// Bytes of memory that front ends may have mapped.
+    pub memory: Quota,
+    /// Descriptors that front ends may have handed over.
+    pub descriptors: Quota,
+    /// Whether guest memory may be a file of any kind: a front end is trusted then not to hold up
+    /// the daemon with one.
+    pub any_file: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(5), tracked: true }
+        Self {
+            patience: Duration::from_secs(5),
+            tracked: true,
+            memory: Quota::memory(),
+            descriptors: Quota::descriptors(),
+            any_file: false,
+        }
     }
 }
 
@@ -99,6 +113,10 @@ pub fn run(
     for (end, shard) in ends.iter().zip(0..) {
         watch(&poller, &end.bell, Token::Bell(shard))?;
     }
+    let Options { patience, tracked, memory, descriptors, any_file } = options;
+    let freed = Bell::new().context("creating an eventfd")?;
+    watch(&poller, &freed, Token::Freed)?;
+    let pools = Pools::new(served.len(), (memory, descriptors), any_file, freed.clone());
     let mut fronts = Vec::with_capacity(served.len());
     for (Served { device, shard, name, socket, parking, image }, index) in
         served.into_iter().zip(0..)
@@ -113,8 +131,9 @@ pub fn run(
             device,
             name: name.clone(),
             end,
-            tracked: options.tracked,
             image,
+            tracked,
+            account: pools.account(fronts.len()),
             parked: RefCell::default(),
         };
         let mut front = Front::new(shard, disk, listener);
@@ -133,7 +152,7 @@ pub fn run(
     }
     let again = fronts.iter().map(|front| front.stream().is_some()).collect();
     let look_due = Instant::now() + LOOK_INTERVAL;
-    Loop { poller, ends, fronts, again, patience: options.patience, look_due }.run()
+    Loop { poller, ends, freed, fronts, again, patience, look_due }.run()
 }
 
 /// What an event is about. The rest are numbers of shards and of fronts.
@@ -143,6 +162,7 @@ enum Token {
     Bell(u32),
     Listener(u32),
     Connection(u32),
+    Freed,
 }
 
 impl Token {
@@ -152,6 +172,7 @@ impl Token {
             Self::Bell(shard) => (1, shard),
             Self::Listener(front) => (2, front),
             Self::Connection(front) => (3, front),
+            Self::Freed => (4, 0),
         };
         kind << 32 | index as u64
     }
@@ -163,7 +184,8 @@ impl Token {
             0 => Self::Stop,
             1 => Self::Bell(index),
             2 => Self::Listener(index),
-            _ => Self::Connection(index),
+            3 => Self::Connection(index),
+            _ => Self::Freed,
         }
     }
 }
@@ -171,6 +193,8 @@ impl Token {
 struct Loop<'e> {
     poller: OwnedFd,
     ends: &'e [ControlEnd],
+    /// Rings when a front end that had to wait need not any more.
+    freed: Bell,
     fronts: Vec<Front<'e>>,
     /// Which fronts have their turn.
     again: Vec<bool>,
@@ -230,6 +254,10 @@ impl Loop<'_> {
                 Token::Bell(shard) => self.ends[shard as usize].bell.clear(),
                 Token::Listener(front) => self.fronts[front as usize].knock(),
                 Token::Connection(front) => self.again[front as usize] = true,
+                Token::Freed => {
+                    self.freed.clear();
+                    self.again.fill(true);
+                }
             }
         }
         Ok(false)
@@ -271,7 +299,7 @@ fn watch(poller: &OwnedFd, fd: impl AsFd, token: Token) -> rustix::io::Result<()
     let flags = match token {
         Token::Connection(_) => Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET,
         Token::Listener(_) => Flags::IN | Flags::ET,
-        Token::Stop | Token::Bell(_) => Flags::IN,
+        Token::Stop | Token::Bell(_) | Token::Freed => Flags::IN,
     };
     epoll::add(poller, fd, epoll::EventData::new_u64(token.pack()), flags)
 }

@@ -5,6 +5,8 @@ use core::fmt;
 use sluice_core::device::ControlFault;
 use sluice_core::memory::MapFault;
 
+use crate::foreign::Exceeded;
+
 /// Why a message was refused.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -12,6 +14,8 @@ pub(super) enum Refusal {
     Core(ControlFault),
     /// Memory that cannot be mapped.
     Memory(anyhow::Error),
+    /// Too much of something.
+    Limit(Exceeded),
     /// A ring's descriptor that cannot be used.
     Ring(anyhow::Error),
     /// An inflight region that cannot be mapped.
@@ -31,6 +35,7 @@ impl fmt::Display for Refusal {
             | Self::Inflight(error)
             | Self::Log(error)
             | Self::Channel(error) => return write!(f, "{error:#}"),
+            Self::Limit(exceeded) => return write!(f, "{exceeded}"),
             Self::Core(fault) => match fault {
                 F::Owner => "a message out of turn: who owns the device?",
                 F::NotOffered => "features that were not offered",
@@ -66,6 +71,9 @@ pub(super) fn remedy(refusal: &Refusal) -> &'static str {
         (QEMU: -object memory-backend-memfd,id=mem,size=...,share=on -machine memory-backend=mem)";
     match refusal {
         Refusal::Core(F::RingNotShared) | Refusal::Memory(_) => SHARE,
+        Refusal::Limit(_) => {
+            "if it is what the virtual machine needs, start this program with a higher limit"
+        }
         Refusal::Core(F::QueueIndex | F::QueuePool) => {
             "give the disk's front end fewer queues (QEMU: num-queues=)"
         }

@@ -21,7 +21,6 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::fds::{self, FdStore};
 use crate::notify::PATIENCE;
@@ -172,8 +171,7 @@ fn start(path: &Path) -> anyhow::Result<Child> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // It has to survive what is done to the daemon's session and group. It may lead one already.
     let _ = rustix::process::setsid();
-    let most = getrlimit(Resource::Nofile).maximum;
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    crate::open_files::raise();
     let mut held = BTreeMap::new();
     let grace = Timespec::try_from(Duration::from_millis(args.grace_ms))?;
     let stdin = std::io::stdin();

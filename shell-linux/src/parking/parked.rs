@@ -14,6 +14,8 @@ use sluice_core::virtqueue::layout::USED_IDX;
 
 use super::record::{self, BYTES_MAX, INSIDE, Mapped, Record, Replayed, Serial};
 use super::{FdStore, Place};
+use crate::foreign::Account;
+use crate::foreign::kinds::{Use, check_memory};
 use crate::mapping::Mapping;
 
 /// The name of the record's own file behind a disk's prefix.
@@ -225,11 +227,19 @@ impl Found {
     ///
     /// # Errors
     /// When something does not fit or cannot be mapped.
-    pub fn replay(&self) -> anyhow::Result<Vec<Step>> {
-        let events = self.record.events(|record, address| self.used_index(record, address))?;
+    //= spec/outsiders.md#OUT-1
+    pub fn replay(&self, account: &Account) -> anyhow::Result<Vec<Step>> {
+        let any_file = account.any_file();
+        let used_index = |record: &Record, address| self.used_index(record, address, any_file);
+        let events = self.record.events(used_index)?;
         let complete = |Replayed { event, mapped, fd }| {
-            let map =
-                |(bytes, Mapped { offset, file })| Mapping::new(self.copy(file)?, offset, bytes);
+            let used = match event {
+                ControlEvent::AddMemRegion(_) => Use::Guest,
+                _ => Use::Record,
+            };
+            let map = |(bytes, Mapped { offset, file })| {
+                Mapping::of_front_end(self.copy(file)?, (offset, bytes), used, account)
+            };
             let mappings = mapped.map(map).transpose()?.into_iter().collect();
             let fd = fd.map(|fd| self.copy(fd)).transpose()?;
             Ok(Step { event, mappings, fd })
@@ -238,13 +248,15 @@ impl Found {
     }
 
     /// The used index of the ring at this user address.
-    fn used_index(&self, record: &Record, address: u64) -> anyhow::Result<u16> {
+    fn used_index(&self, record: &Record, address: u64, any_file: bool) -> anyhow::Result<u16> {
         let at = address.checked_add(USED_IDX).context("a ring's address wraps")?;
         let holds = |r: &&record::Region| at.checked_sub(r.user).is_some_and(|o| o < r.size);
         let region = record.regions.iter().find(holds).context("a ring outside memory")?;
         let at = region.offset.checked_add(at - region.user).context("a region wraps")?;
+        let file = self.copy(region.file)?;
+        check_memory(&file, (region.offset, region.size), Use::Guest, any_file)?;
         let mut index = [0; 2];
-        File::from(self.copy(region.file)?).read_exact_at(&mut index, at)?;
+        File::from(file).read_exact_at(&mut index, at)?;
         Ok(u16::from_le_bytes(index))
     }
 

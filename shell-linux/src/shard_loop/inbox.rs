@@ -1,7 +1,5 @@
 //! What the control thread sends: messages of front ends, with their memory and descriptors.
 
-use std::os::fd::OwnedFd;
-
 use rustix::event::epoll;
 use sluice_core::device::{ControlEvent, ControlReply, DeviceId, QueueId};
 use sluice_core::image::ImageId;
@@ -10,6 +8,7 @@ use sluice_core::memory::Region;
 use sluice_core::shard::Input;
 
 use super::{Loop, watch};
+use crate::foreign::Descriptor;
 use crate::mailbox::Message;
 use crate::mapping::Mapping;
 use crate::store::Resized;
@@ -59,7 +58,7 @@ impl Loop<'_> {
         device: DeviceId,
         mut event: ControlEvent,
         mappings: Vec<Mapping>,
-        fd: Option<OwnedFd>,
+        fd: Option<Descriptor>,
     ) {
         let ids: Vec<_> = mappings.into_iter().map(|m| self.mem.insert(m)).collect();
         match &mut event {
@@ -87,7 +86,7 @@ impl Loop<'_> {
         }
     }
 
-    fn place(&mut self, device: DeviceId, place: Place, fd: Option<OwnedFd>) {
+    fn place(&mut self, device: DeviceId, place: Place, fd: Option<Descriptor>) {
         if let Place::Kick(index) = place
             && let Ok(index) = u16::try_from(index)
         {

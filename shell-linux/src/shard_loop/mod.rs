@@ -18,6 +18,7 @@ use sluice_core::shard::{Budget, Idle, Input, Shard};
 use sluice_core::time::Instant;
 use sluice_sim::arena::{Arena, Capacity};
 
+use crate::foreign::Descriptor;
 use crate::mailbox::ShardEnd;
 use crate::mapping::Mappings;
 use crate::sigbus;
@@ -143,9 +144,9 @@ struct Served {
 /// The descriptors of one queue.
 #[derive(Debug, Default)]
 struct QueueFds {
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
+    kick: Option<Descriptor>,
+    call: Option<Descriptor>,
+    err: Option<Descriptor>,
 }
 
 /// An image that the store has refused.

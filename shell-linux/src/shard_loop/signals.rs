@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use sluice_core::device::{DeviceId, QueueId};
 
 use super::{Loop, QueueFds};
+use crate::foreign::Descriptor;
 use crate::mailbox::News;
 use crate::sys::Interruptible;
 
@@ -38,7 +39,7 @@ pub(super) enum Signal {
 }
 
 impl Signal {
-    const fn place(self, queue: &QueueFds) -> Option<&std::os::fd::OwnedFd> {
+    const fn place(self, queue: &QueueFds) -> Option<&Descriptor> {
         match self {
             Self::Used => queue.call.as_ref(),
             Self::Broken => queue.err.as_ref(),

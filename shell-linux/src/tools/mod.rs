@@ -15,6 +15,7 @@ mod shell;
 pub mod bench;
 pub mod cleanup;
 pub mod demo;
+pub mod front_ends;
 pub mod guest;
 pub mod image;
 pub mod qemu_args;

@@ -28,6 +28,7 @@ use crate::shard_loop::{self, Disk, Poll, ShardOptions};
 use crate::size::parse_size;
 use crate::socket::{self, Access, SocketPath};
 use crate::store::{OpenOptions, Store};
+use crate::tools::front_ends::FrontEnds;
 
 /// What QEMU's tools read to learn what this program can do.
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
@@ -116,6 +117,8 @@ pub struct Args {
     /// Where to leave front ends' descriptors, so that a restart needs no new connection
     #[arg(long, value_enum, default_value = "auto")]
     park: parking::Choice,
+    #[command(flatten)]
+    front_ends: FrontEnds,
     /// For tests: give some answers up to so much too late, so that requests end out of order
     #[arg(long, value_name = "MICROSECONDS")]
     late_us: Option<u64>,
@@ -184,6 +187,7 @@ impl Args {
             count: None,
             shutdown_ms: 5000,
             park: parking::Choice::Auto,
+            front_ends: FrontEnds::default(),
             late_us: None,
             untracked: false,
             parent: None,
@@ -315,6 +319,7 @@ pub fn serve(args: &Args, hangup: Hangup, ready: impl FnOnce()) -> anyhow::Resul
         usable(cpu)?;
     }
     let notify = Notify::from_environment();
+    crate::open_files::raise();
     let disks: Vec<_> =
         (0..args.count.unwrap_or(1)).map(|_| args.disk()).collect::<anyhow::Result<_>>()?;
     let shown: Vec<_> = disks.iter().map(|disk: &Disk| disk.store.to_string()).collect();
@@ -336,7 +341,7 @@ pub fn serve(args: &Args, hangup: Hangup, ready: impl FnOnce()) -> anyhow::Resul
     }
     let stopped = stop.clone();
     let line = control_end.line();
-    let options = Options { tracked: !args.untracked, ..Options::default() };
+    let options = Options { tracked: !args.untracked, ..args.front_ends.options() };
     let control =
         spawn("control", move || control::run(served, &[control_end], &stopped, options))?;
     //= spec/host.md#HOST-3

@@ -52,7 +52,7 @@ fn b10_memory_is_a_file_that_can_be_written() {
         let guest = Guest::new();
         assert_eq!(client.acked(request, &body, &[guest.memory.as_fd()]), 0);
     }
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn b11_ring_descriptors_are_eventfds() {
     let flags = rustix::fs::fcntl_getfl(&blocking).unwrap();
     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
     drop((blocking, memfd, client));
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 /// Nothing is ever said on it, and it is not kept.
@@ -193,5 +193,5 @@ fn b06_b30_nothing_is_left_of_refused_messages() {
         client.bytes(&[1, 0, 0, 0], &held);
     }
     drop(event);
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }

@@ -175,7 +175,7 @@ fn b29_a_second_front_end_waits_for_what_the_first_left_behind() {
     second.expect(request::GET_FEATURES);
     assert_eq!(guest.used(), 0, "nothing is published to who has gone");
     drop((second, other, guest));
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn b30_five_hundred_front_ends_in_a_row() {
         client.negotiate();
         Guest::new().start(&mut client);
     }
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 //= spec/vhost-user.md#VHU-10
@@ -227,7 +227,7 @@ fn b31_the_end_of_a_connection_whose_stop_is_due() {
         assert_eq!(guest.used(), 1);
         while client.answer().is_some() {}
     }
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn b31_the_end_of_a_connection_inside_each_message() {
         client.bytes(&table[..length], &crate::support::client::copies(&guest.memory, 1));
     }
     drop(guest);
-    assert_eq!(daemon.open(), before);
+    daemon.has_open(&before);
 }
 
 #[test]

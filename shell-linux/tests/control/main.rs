@@ -5,6 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../store/fuse.rs"]
+#[expect(dead_code, reason = "tests of stores use the rest")]
+mod fuse;
+#[path = "../store/room.rs"]
+mod room;
+
 mod channel;
 mod descriptors;
 mod framing;
@@ -14,5 +20,6 @@ mod log;
 mod meaning;
 mod parking;
 mod repeat;
+mod outsiders;
 mod sockets;
 mod stuck;

@@ -64,6 +64,8 @@ pub(crate) struct Behaviour {
     pub(crate) syncs: u32,
     /// Syncs that fail from now on.
     pub(crate) failing_syncs: u32,
+    /// Requests of these kinds are never answered.
+    pub(crate) silent: &'static [u32],
     /// Bytes that a read or write moves at most.
     pub(crate) short: Option<usize>,
     /// The block that reads and writes have to begin at, as direct I/O has it.
@@ -198,6 +200,9 @@ impl Server {
             let opcode = u32::from_ne_bytes(request[4..8].try_into().unwrap());
             let (unique, node) = (long(request, 8), long(request, 16));
             let body = &request[HEADER..];
+            if self.shared.0.lock().unwrap().silent.contains(&opcode) {
+                continue;
+            }
             if opcode == WRITE {
                 let behaviour = &mut self.shared.0.lock().unwrap();
                 behaviour.writes += 1;

@@ -87,17 +87,26 @@ impl Guest {
 
     /// Puts a request into the ring: its type, its sector and the bytes of its data, if it has any.
     pub(crate) fn ask(&mut self, kind: u32, sector: u64, len: u32) {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        self.memory.write_all_at(&header, HEADER).unwrap();
+        self.chain(HEADER, if kind == READ { 3 } else { 1 }, len);
+    }
+
+    /// Puts the read of a sector into the ring, with a header that lies somewhere else.
+    pub(crate) fn read_with_header(&mut self, header: u64) {
+        self.chain(header, 3, 512);
+    }
+
+    fn chain(&mut self, header: u64, flags: u16, len: u32) {
         let put = |at, bytes: &[u8]| self.memory.write_all_at(bytes, at).unwrap();
         let descriptor = |at: u64, len: u32, flags: u16, next: u16| {
             let ends = [flags.to_le_bytes(), next.to_le_bytes()].concat();
             [&at.to_le_bytes()[..], &len.to_le_bytes(), &ends].concat()
         };
         let second = if len > 0 { 1 } else { 2 };
-        put(DESC, &descriptor(HEADER, 16, 1, second));
-        let flags = if kind == READ { 3 } else { 1 };
+        put(DESC, &descriptor(header, 16, 1, second));
         put(DESC + 16, &descriptor(DATA, len, flags, 2));
         put(DESC + 32, &descriptor(STATUS, 1, 2, 0));
-        put(HEADER, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
         put(STATUS, &[0xff]);
         let place = u64::from(u32::from(self.available) % self.ring);
         put(AVAIL + 4 + 2 * place, &0_u16.to_le_bytes());

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_core::device::DeviceId;
 use sluice_linux::control::{self, Options, Served, Socket};
@@ -61,6 +61,11 @@ impl Daemon {
         let kept = theirs.try_clone().expect("a copy");
         let daemon = Self::with(1, vec![theirs], Some(place), Options::default(), alone);
         (daemon, Client::new(ours), kept)
+    }
+
+    /// With limits on what front ends may have.
+    pub(crate) fn limited(disks: u32, options: Options) -> Self {
+        Self::with(disks, Vec::new(), options, alone())
     }
 
     /// With a patience that a test can wait for.
@@ -139,6 +144,20 @@ impl Daemon {
     pub(crate) fn open(&self) -> (u32, BTreeMap<String, usize>) {
         let _settled: Vec<_> = (0..self.disks).map(|disk| self.settle(disk)).collect();
         (self.hold.mappings(), descriptors())
+    }
+
+    /// The same as it was before, as soon as everything that has been given up is closed.
+    pub(crate) fn has_open(&self, before: &(u32, BTreeMap<String, usize>)) {
+        eventually(|| self.open() == *before, || format!("{:?} is no {before:?}", self.open()));
+    }
+}
+
+/// Waits for what other threads do some time.
+pub(crate) fn eventually(mut so: impl FnMut() -> bool, otherwise: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !so() {
+        assert!(Instant::now() < deadline, "{}", otherwise());
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -1,6 +1,6 @@
 //! A shard thread whose store answers at once, or when it is told to.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
@@ -13,6 +13,7 @@ use sluice_core::memory::Region;
 use sluice_core::op::{Op, OpKind, Reply};
 use sluice_core::shard::{Budget, Effect, Granted, Input, Shard};
 use sluice_core::time::Instant;
+use sluice_linux::foreign::Descriptor;
 use sluice_linux::mailbox::{Message, News, ShardEnd};
 use sluice_linux::mapping::{Mapping, Mappings};
 use sluice_sim::arena::{Arena, Capacity};
@@ -80,9 +81,9 @@ impl Hold {
 #[derive(Default)]
 struct Served {
     answer: Option<Sender<ControlReply>>,
-    kicks: Vec<(u32, OwnedFd)>,
-    calls: Vec<(u32, OwnedFd)>,
-    errs: Vec<(u32, OwnedFd)>,
+    kicks: Vec<(u32, Descriptor)>,
+    calls: Vec<(u32, Descriptor)>,
+    errs: Vec<(u32, Descriptor)>,
 }
 
 /// Runs until told to shut down.
@@ -188,7 +189,7 @@ impl Turns<'_> {
         device: DeviceId,
         mut event: ControlEvent,
         mappings: Vec<Mapping>,
-        fd: Option<OwnedFd>,
+        fd: Option<Descriptor>,
     ) {
         let ids: Vec<_> = mappings.into_iter().map(|m| self.mem.insert(m)).collect();
         match &mut event {
