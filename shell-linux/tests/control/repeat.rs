@@ -57,7 +57,10 @@ fn repeat(daemon: &Daemon, client: &mut Client, request: u32, body: &[u8], fd: O
         }
         held(daemon, client)
     };
-    let (first, few) = (send(1), resident());
+    let first = send(1);
+    // Threads that unmap have memory of their own, which comes with the first of them.
+    send(times() / 10);
+    let few = resident();
     send(times());
     holds(daemon, client, &first, &format!("message {request}"));
     let many = resident();
@@ -149,8 +152,13 @@ fn b41_tables_are_swapped_under_load() {
     client.negotiate();
     let mut guest = Guest::new();
     guest.start(&mut client);
-    let (before, few) = (held(&daemon, &mut client), resident());
+    let before = held(&daemon, &mut client);
     let table = message(request::SET_MEM_TABLE, 1, &Guest::table());
+    for _ in 0..times() / 10 {
+        client.bytes(&table, &[guest.memory.as_fd()]);
+    }
+    held(&daemon, &mut client);
+    let few = resident();
     let mut asked = 0;
     for _ in 0..times() {
         if guest.used() == asked {
