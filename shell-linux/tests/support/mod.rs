@@ -65,7 +65,7 @@ impl Daemon {
 
     /// With limits on what front ends may have.
     pub(crate) fn limited(disks: u32, options: Options) -> Self {
-        Self::with(disks, Vec::new(), options, alone())
+        Self::with(disks, Vec::new(), None, options, alone())
     }
 
     /// With a patience that a test can wait for.

@@ -1,6 +1,6 @@
 //! A shard thread whose store answers at once, or when it is told to.
 
-use std::os::fd::{AsFd};
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
