@@ -133,7 +133,7 @@ pub fn run(
             end,
             image,
             tracked,
-            account: pools.account(fronts.len()),
+            account: pools.account(fronts.len(), &name),
             parked: RefCell::default(),
         };
         let mut front = Front::new(shard, disk, listener);

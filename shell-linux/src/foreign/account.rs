@@ -76,15 +76,15 @@ impl Pools {
         }
     }
 
-    /// What the disk of this number has.
+    /// What the disk of this number and name has.
     #[must_use]
-    pub fn account(&self, disk: usize) -> Account {
+    pub fn account(&self, disk: usize, name: &str) -> Account {
         let share = |pool: &Arc<Pool>| Share { pool: Arc::clone(pool), disk };
         Account {
             memory: share(&self.memory),
             descriptors: share(&self.descriptors),
             any_file: self.any_file,
-            grave: Arc::new(Grave::new(self.bell.clone())),
+            grave: Arc::new(Grave::new(name.to_owned(), self.bell.clone())),
         }
     }
 }
@@ -255,7 +255,7 @@ mod tests {
     fn pools(disks: usize, each: u64, all: u64) -> Vec<Account> {
         let quota = Quota { each, all };
         let pools = Pools::new(disks, (quota, quota), false, Bell::new().unwrap());
-        (0..disks).map(|disk| pools.account(disk)).collect()
+        (0..disks).map(|disk| pools.account(disk, "disk")).collect()
     }
 
     //= spec/outsiders.md#OUT-5

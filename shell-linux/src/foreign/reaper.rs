@@ -23,6 +23,8 @@ const WAITING_MAX: usize = 64;
 /// What one disk's front ends have left.
 #[derive(Debug)]
 pub(crate) struct Grave {
+    /// The disk, for the log.
+    disk: String,
     left: Mutex<Left>,
     /// Rings when somebody waits for it and need not any more.
     bell: Bell,
@@ -38,8 +40,8 @@ struct Left {
 }
 
 impl Grave {
-    pub(crate) fn new(bell: Bell) -> Self {
-        Self { left: Mutex::default(), bell }
+    pub(crate) fn new(disk: String, bell: Bell) -> Self {
+        Self { disk, left: Mutex::default(), bell }
     }
 
     fn left(&self) -> MutexGuard<'_, Left> {
@@ -136,8 +138,8 @@ fn is_busy(grave: &Weak<Grave>) -> bool {
     let left = grave.left();
     let Some((since, bytes)) = left.busy else { return false };
     if since.elapsed() >= LONG {
-        let waiting = left.bodies.len();
-        tracing::warn!(bytes, waiting, seconds = since.elapsed().as_secs(), "unmapping takes long");
+        let (waiting, seconds) = (left.bodies.len(), since.elapsed().as_secs());
+        tracing::warn!(disk = %grave.disk, bytes, waiting, seconds, "unmapping memory takes long");
     }
     true
 }
@@ -154,7 +156,7 @@ mod tests {
 
     fn account(bell: &Bell) -> Account {
         let quota = Quota { each: 1 << 30, all: 1 << 30 };
-        Pools::new(1, (quota, quota), false, bell.clone()).account(0)
+        Pools::new(1, (quota, quota), false, bell.clone()).account(0, "disk")
     }
 
     fn mapped(account: &Account, name: &str) -> Mapping {
