@@ -162,6 +162,7 @@ fn huge_pages_that_were_taken_back_are_replaced_and_unmapped() {
 #[test]
 fn nobody_takes_the_address_space() {
     let daemon = Daemon::new(3);
+    let mut all = Vec::new();
     for disk in 0..2 {
         let mut greedy = negotiated(&daemon, disk);
         let (mut bytes, mut got) = (64 * TIB, 0);
@@ -174,11 +175,15 @@ fn nobody_takes_the_address_space() {
         // The largest machine that one can rent has 32.
         assert!(got >= if disk == 0 { 32 * TIB } else { 16 * TIB }, "{got:#x}");
         assert!(greedy.is_served());
-        std::mem::forget(greedy);
+        all.push(greedy);
     }
     let mut neighbour = negotiated(&daemon, 2);
     let memory = sparse("neighbour", 4 * TIB, MemfdFlags::empty());
     assert_eq!(add(&mut neighbour, 0, 4 * TIB, &memory), 0);
+    // Other tests count what is open.
+    drop(all);
+    let sparse = || descriptors().keys().filter(|name| name.contains("sparse")).count();
+    eventually(|| sparse() == 0, || format!("{:?}", descriptors()));
 }
 
 //= spec/outsiders.md#OUT-5
