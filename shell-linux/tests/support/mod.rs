@@ -26,7 +26,19 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Waits until no other test has descriptors open.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+    let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    eventually(|| !lets_go(), || "what the last test has left is still open".to_owned());
+    alone
+}
+
+/// Whether threads are at work on what front ends have left.
+fn lets_go() -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").expect("proc is there").flatten();
+    let names =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names
+        .map(|name| name.trim_end().to_owned())
+        .any(|name| ["reaper-disk", "apart"].contains(&name.as_str()))
 }
 
 /// A control thread and a shard thread with some disks.
@@ -169,6 +181,7 @@ impl Drop for Daemon {
         let control = self.control.take().expect("dropped once").join();
         let shard = self.shard.take().expect("dropped once").join();
         if !std::thread::panicking() {
+            eventually(|| !lets_go(), || "what front ends have left is still open".to_owned());
             control.expect("the control thread lives");
             shard.expect("the shard lives");
         }
