@@ -7,7 +7,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use sluice_linux::control::Options;
 use sluice_linux::foreign::Quota;
 
-use crate::fuse::{Behaviour, Fuse, READ};
+use crate::fuse::opcode::READ;
+use crate::fuse::{Behaviour, Fuse};
 use crate::room::inside;
 use crate::support::client::{Client, copies, event, longs, request};
 use crate::support::guest::{Guest, MEMORY, USER};
