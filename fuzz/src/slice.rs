@@ -65,11 +65,13 @@ fn request(
     };
     rig.link(&[(LOW_GUEST, 16, 0), one, two, (LOW_GUEST + 0x100, 1, 2)]);
     rig.offer(0);
-    rig.take_in(rig.mem);
     let (mut next, mut failed, mut synced) = (sector * 512, false, BTreeSet::new());
     let mut pending: Vec<Op> = Vec::new();
     let mut quiet = 0;
+    rig.take_in(rig.mem);
     while rig.shard.live() > 0 {
+        // Each turn begins only so much.
+        rig.take_in(rig.mem);
         for op in rig.ops() {
             check(&op, pool, primaries);
             if op.kind == OpKind::Sync {
