@@ -251,8 +251,15 @@ impl Bus {
         }
         ring.overtaken = 0;
         self.fetches += 1;
+        // A device whose own chains are under way may hold its share of places already.
+        let holding = |ring: &Ring| ring.live.values().any(|live| live.fetched);
+        let held: BTreeSet<u32> =
+            self.rings.iter().filter(|(_, ring)| holding(ring)).map(|(who, _)| who.0).collect();
         for (other, ring) in &mut self.rings {
             if *other == who || !ring.ready || !ring.enabled || !ring.running {
+                continue;
+            }
+            if held.contains(&other.0) {
                 continue;
             }
             if !ring.has_waiting() {
