@@ -16,6 +16,10 @@ const MIB: u32 = 1 << 20;
 /// One queue that always has 40 requests.
 const FLOOD: Member = Member { depth: 40, ..Member::LIGHT };
 
+/// One whose writes wait in the store for ever.
+const STUCK: Member =
+    Member { kind: Kind::Write, bytes: MIB, queues: 8, in_turn: false, answers: false, ..FLOOD };
+
 /// Runs a crowd for so many turns; the first two, in which images are captured, are left out.
 fn turns(members: &[Member], requests: usize, count: usize) -> Vec<Turn> {
     let (mut arena, mem) = (arena(members, requests), memory(members));
@@ -203,21 +207,13 @@ fn floods_that_want_all_places_have_equally_many() {
 //= spec/fairness.md#FAIR-6
 #[test]
 fn a_device_that_shares_its_shard_has_few_bytes_under_way() {
-    let stuck = Member {
-        kind: Kind::Write,
-        bytes: MIB,
-        queues: 8,
-        in_turn: false,
-        answers: false,
-        ..FLOOD
-    };
     let under_way = |members: &[Member]| {
         let turns = turns(members, REQUESTS, 60);
         let ops = turns.iter().flat_map(|turn| turn.ops_of(0));
         ops.map(|op| if op.kind == OpKind::Sync { SLICE_BYTES } else { op.len }).sum::<u64>()
     };
-    assert!(under_way(&[stuck]) > 8 * FLIGHT_BYTES, "alone it has the kernel for itself");
-    let two = [stuck, Member::LIGHT];
+    assert!(under_way(&[STUCK]) > 8 * FLIGHT_BYTES, "alone it has the kernel for itself");
+    let two = [STUCK, Member::LIGHT];
     let (mut arena, mem) = (arena(&two, REQUESTS), memory(&two));
     let mut crowd = Crowd::new(&mut arena, &mem, &two);
     let turns: Vec<_> = (0..60).map(|_| crowd.turn(0)).collect();
@@ -229,15 +225,7 @@ fn a_device_that_shares_its_shard_has_few_bytes_under_way() {
 //= spec/fairness.md#FAIR-6
 #[test]
 fn a_device_whose_neighbour_thinks_does_not_fill_the_store() {
-    let stuck = Member {
-        kind: Kind::Write,
-        bytes: MIB,
-        queues: 8,
-        in_turn: false,
-        answers: false,
-        ..FLOOD
-    };
-    let two = [stuck, Member::LIGHT];
+    let two = [STUCK, Member::LIGHT];
     let (mut arena, mem) = (arena(&two, REQUESTS), memory(&two));
     let mut crowd = Crowd::new(&mut arena, &mem, &two);
     let sent = |turn: &Turn| turn.ops_of(0).map(|op| op.len).sum::<u64>();
